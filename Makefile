@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+# Blockwave. `make help` lists the targets. Sources are found by folder: a new file is built without an edit here.
+
+CC      ?= cc
+CFLAGS  ?= -O2 -g
+LDFLAGS ?=
+PREFIX  ?= /usr/local
+DESTDIR ?=
+# Seconds for each fuzz target of `make fuzz`.
+FUZZ_SECONDS ?= 60
+# address | undefined | thread | address,undefined
+SAN ?=
+
+# --- flags ------------------------------------------------------------------------------------------------------
+# The numerics forbid contraction and reassociation: -ffp-contract=off is not optional.
+override BASE_FLAGS := -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
+    -ffp-contract=off -fno-math-errno -fPIC -pthread -fvisibility=default
+SAN_FLAGS := $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
+
+# Objects live in a directory per compiler and flag set, so that `make asan` after `make` never mixes them.
+VARIANT := $(shell printf '%s' '$(CC) $(CFLAGS) $(BASE_FLAGS) $(SAN_FLAGS) $(LDFLAGS)' | sha256sum | cut -c1-10)
+BUILD   := build/$(VARIANT)
+GEN     := build/gen
+
+PKGS     := grpc libprotobuf-c jansson libpng libjpeg libcrypto zlib
+PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+ALL_FLAGS = $(BASE_FLAGS) $(CFLAGS) $(SAN_FLAGS) -I. -I$(GEN) $(PKG_CFLAGS)
+
+LIBS_kernels := -lm
+LIBS_hal     := -lcrypto -ljansson -ldl
+LIBS_host    := -ldnnl -ljansson -lpng -ljpeg -lz
+LIBS_proto   := -lprotobuf-c
+LIBS_service := -lgrpc -lgpr -lprotobuf-c
+
+# --- sources ----------------------------------------------------------------------------------------------------
+FOLDERS := kernels hal sim host quantize service
+PROTOS  := $(wildcard quantize/*.proto service/proto/*.proto)
+PB_C    := $(PROTOS:%.proto=$(GEN)/%.pb-c.c)
+PB_H    := $(PROTOS:%.proto=$(GEN)/%.pb-c.h)
+
+# FOLDER/main.c and FOLDER/main_NAME.c are programs, everything else is the folder's library.
+MAINS := $(foreach f,$(FOLDERS),$(wildcard $(f)/main.c $(f)/main_*.c))
+srcs   = $(filter-out $(1)/main.c $(1)/main_%.c,$(wildcard $(1)/*.c $(1)/*/*.c))
+objs   = $(patsubst %.c,$(BUILD)/%.o,$(call srcs,$(1)))
+pbobjs = $(patsubst $(GEN)/%.c,$(BUILD)/gen/%.o,$(filter $(GEN)/$(1)/%,$(PB_C)))
+prog_name = $(if $(filter main,$(basename $(notdir $(1)))),blockwave,blockwave-$(patsubst main_%,%,$(basename $(notdir $(1)))))
+
+PROGRAMS := $(foreach m,$(MAINS),$(BUILD)/bin/$(call prog_name,$(m)))
+LIBS     := $(foreach f,$(FOLDERS),$(BUILD)/lib/libbw_$(f).a)
+# Link order, top to bottom.
+LINK     := $(foreach f,service quantize host sim hal kernels,$(BUILD)/lib/libbw_$(f).a)
+SYSLIBS  := $(LIBS_service) $(LIBS_proto) $(LIBS_host) $(LIBS_hal) $(LIBS_kernels)
+
+TEST_SUPPORT := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/support/*.c))
+UNIT_TESTS   := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/unit/*.c))
+CONF_TESTS   := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/conformance/*.c))
+BENCHES      := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/bench/*.c))
+FUZZERS      := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_REPLAY  := $(FUZZERS:%=$(BUILD)/tests/fuzz/replay_%)
+FUZZ_BIN     := $(FUZZERS:%=$(BUILD)/tests/fuzz/fuzz_%)
+SCRIPT_TESTS := $(wildcard tests/cli/test_*.sh tests/service/test_*.sh tests/docs/test_*.sh)
+
+.DEFAULT_GOAL := all
+.PHONY: all help deps check test test-long conformance asan ubsan tsan fuzz fuzz-build bench install uninstall demo clean report \
+    unit-tests tests-build format
+.SECONDARY:
+.DELETE_ON_ERROR:
+
+## all: build the programs and libraries (default)
+all: $(PROGRAMS) $(LIBS) build/bin report
+
+build/bin: FORCE
+	@mkdir -p build $(BUILD)/bin
+	@ln -sfn $(VARIANT)/bin build/bin
+FORCE:
+
+report: $(PROGRAMS)
+	@sh tests/support/plugin_report.sh $(BUILD)
+
+## help: this list
+help:
+	@sed -n 's/^## //p' Makefile | awk -F': ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+# Debian 12 packages of the build, the demo and the tests.
+DEPS := gcc libc6-dev pkg-config libgrpc-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler libdnnl-dev \
+    libjansson-dev libpng-dev libjpeg-dev libssl-dev zlib1g-dev libcmocka-dev \
+    python3 python3-grpcio python3-grpc-tools python3-numpy python3-onnx python3-pil
+## deps: install what is missing with apt (Debian 12), saying so
+deps:
+	@sh .ci/deps $(DEPS)
+
+# --- compile ----------------------------------------------------------------------------------------------------
+ISA_FLAGS_avx2       := -mavx2 -mfma -mf16c
+ISA_FLAGS_avx512vnni := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx2 -mfma -mf16c
+# NAME__ISA.c is compiled for that instruction set and reached through run-time dispatch only.
+isa_flags = $(ISA_FLAGS_$(lastword $(subst __, ,$(basename $(notdir $(1))))))
+
+$(BUILD)/%.o: %.c | $(PB_H)
+	@mkdir -p $(@D)
+	$(CC) $(ALL_FLAGS) $(if $(findstring __,$(notdir $<)),$(call isa_flags,$<)) -MMD -MP -c -o $@ $<
+
+$(BUILD)/gen/%.o: $(GEN)/%.c
+	@mkdir -p $(@D)
+	$(CC) $(filter-out -Wmissing-prototypes -Wshadow,$(ALL_FLAGS)) -Wno-unused-parameter -MMD -MP -c -o $@ $<
+
+$(GEN)/%.pb-c.c $(GEN)/%.pb-c.h: %.proto
+	@mkdir -p $(@D)
+	protoc-c --proto_path=. --c_out=$(GEN) $<
+
+define folder_rules
+$(BUILD)/lib/libbw_$(1).a: $$(call objs,$(1)) $$(call pbobjs,$(1))
+	@mkdir -p $$(@D)
+	@rm -f $$@
+	ar rcsD $$@ $$^
+endef
+$(foreach f,$(FOLDERS),$(eval $(call folder_rules,$(f))))
+
+define program_rules
+$(BUILD)/bin/$(call prog_name,$(1)): $(BUILD)/$(1:.c=.o) $(LIBS)
+	@mkdir -p $$(@D)
+	$$(CC) $$(CFLAGS) $$(SAN_FLAGS) -pthread -rdynamic -o $$@ $$< -Wl,--as-needed $$(LINK) $$(LDFLAGS) $$(SYSLIBS)
+endef
+$(foreach m,$(MAINS),$(eval $(call program_rules,$(m))))
+
+# --- tests ------------------------------------------------------------------------------------------------------
+link_test = $(CC) $(CFLAGS) $(SAN_FLAGS) -pthread -rdynamic -o $@ $(filter %.o,$^) -Wl,--as-needed $(LINK) $(LDFLAGS) $(SYSLIBS)
+
+$(BUILD)/tests/unit/%: $(BUILD)/tests/unit/%.o $(TEST_SUPPORT) $(LIBS)
+	$(link_test) -lcmocka
+$(BUILD)/tests/conformance/%: $(BUILD)/tests/conformance/%.o $(TEST_SUPPORT) $(LIBS)
+	$(link_test) -lcmocka
+$(BUILD)/tests/bench/%: $(BUILD)/tests/bench/%.o $(TEST_SUPPORT) $(LIBS)
+	$(link_test)
+# Fuzz targets twice: with a driver that replays the corpus (any compiler), and with libFuzzer (clang).
+$(BUILD)/tests/fuzz/replay_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/tests/fuzz/driver.o $(LIBS)
+	$(link_test)
+$(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(LIBS)
+	$(link_test) -fsanitize=fuzzer
+
+tests-build: all $(UNIT_TESTS) $(CONF_TESTS) $(FUZZ_REPLAY)
+
+run_tests = BW_BUILD=$(BUILD) BW_BIN=$(CURDIR)/$(BUILD)/bin BW_SAN='$(SAN)' sh tests/support/run_tests.sh
+
+## check: prove the include boundaries, forbid unfinished marks, check formatting
+check:
+	@sh tests/support/check_includes.sh
+	@sh tests/support/check_sources.sh
+
+## test: everything that must be green before a change lands (under 6 minutes on 2 cores)
+test: check tests-build
+	$(run_tests) $(UNIT_TESTS) $(CONF_TESTS) $(FUZZ_REPLAY) $(SCRIPT_TESTS)
+
+## conformance: the device conformance suite alone, at full length
+conformance: tests-build
+	BW_LONG=1 $(run_tests) $(CONF_TESTS)
+
+## test-long: every suite at full length
+test-long: check tests-build
+	BW_LONG=1 $(run_tests) $(UNIT_TESTS) $(CONF_TESTS) $(FUZZ_REPLAY) $(SCRIPT_TESTS)
+
+## asan: make test under AddressSanitizer and LeakSanitizer
+asan:
+	$(MAKE) test SAN=address CFLAGS='-O1 -g'
+## ubsan: make test under UndefinedBehaviorSanitizer
+ubsan:
+	$(MAKE) test SAN=undefined CFLAGS='-O1 -g'
+## tsan: make test under ThreadSanitizer
+tsan:
+	$(MAKE) test SAN=thread CFLAGS='-O1 -g'
+
+## fuzz: coverage-guided fuzzing under ASan with clang, FUZZ_SECONDS each (default 60), FUZZ=name for one target
+fuzz:
+	$(MAKE) fuzz-build CC=clang SAN=address CFLAGS='-O1 -g -fsanitize=fuzzer-no-link'
+	@sh tests/support/run_fuzz.sh $(FUZZ_SECONDS) $(or $(FUZZ),$(FUZZERS))
+fuzz-build: $(FUZZ_BIN)
+	@mkdir -p build && ln -sfn $(VARIANT)/tests/fuzz build/fuzz
+
+## bench: measure speed (networks x formats x ISA x threads) and print a table
+bench: all $(BENCHES)
+	@for b in $(BENCHES); do BW_BIN=$(CURDIR)/$(BUILD)/bin $$b || exit 1; done
+
+## demo: dependencies, build, then the main job on real pictures
+demo: deps
+	@$(MAKE) --no-print-directory all
+	@BW_BIN=$(CURDIR)/$(BUILD)/bin sh host/demo/demo.sh
+
+## install: programs, library, headers, pkg-config file, man pages to PREFIX (default /usr/local)
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin/
+	rm -f $(BUILD)/lib/libblockwave.a
+	sh .ci/merge_archives $(BUILD)/lib/libblockwave.a $(foreach f,kernels hal sim host,$(BUILD)/lib/libbw_$(f).a)
+	install -m 644 $(BUILD)/lib/libblockwave.a $(DESTDIR)$(PREFIX)/lib/
+	for h in kernels/status.h kernels/formats.h kernels/isa.h hal/hal.h hal/backend.h hal/bitstream.h sim/sim.h \
+	    host/graph.h host/package.h host/preprocess.h host/session.h; do \
+	    install -D -m 644 $$h $(DESTDIR)$(PREFIX)/include/blockwave/$$h; done
+	sed 's|@PREFIX@|$(PREFIX)|' host/blockwave.pc.in > $(DESTDIR)$(PREFIX)/lib/pkgconfig/blockwave.pc
+	install -m 644 docs/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+
+## uninstall: remove what install put there
+uninstall:
+	cd $(DESTDIR)$(PREFIX) && rm -rf include/blockwave lib/libblockwave.a lib/pkgconfig/blockwave.pc \
+	    $(addprefix bin/,$(notdir $(PROGRAMS))) $(addprefix share/man/man1/,$(notdir $(wildcard docs/man/*.1)))
+
+## format: clang-format every source
+format:
+	clang-format -i $$(git ls-files '*.c' '*.h')
+
+## clean: remove everything built
+clean:
+	rm -rf build
+
+-include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

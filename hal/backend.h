@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The backend contract. A backend is one `bw_backend` struct, either registered by the program (the simulator) or
+ * found in a plug-in `libbw_hal_NAME.so` through its one exported symbol `bw_backend_entry`. See docs/backend.md.
+ *
+ * The HAL core owns queues, fences, deadlines, reference counts, program validation, capability checks and logs: a
+ * backend only moves bytes and runs one batch at a time per device.
+ *
+ * Locking: the core calls `open`, `close`, `load_bitstream`, `reset`, `image_load`, `image_release` and `run` of one
+ * device from one thread at a time; `info` and `abort` may come from any thread at any time.
+ */
+#ifndef BW_HAL_BACKEND_H
+#define BW_HAL_BACKEND_H
+
+#include <stdatomic.h>
+
+#include "hal/hal.h"
+
+#define BW_BACKEND_ABI 1u
+
+typedef struct bw_backend {
+    uint32_t abi_version; /* BW_BACKEND_ABI */
+    uint32_t struct_size; /* sizeof(bw_backend) */
+    const char *name;     /* URI scheme: "sim" */
+
+    /* Fills the info of target number `index` (0, 1, ...) without opening it; BW_NOT_FOUND past the last. */
+    bw_status (*enumerate)(unsigned index, bw_device_info *info, bw_error *err);
+    /* target: the URI after the colon, "" for the default; options after '?' included. */
+    bw_status (*open)(const char *target, void **device, bw_error *err);
+    void (*close)(void *device);
+    /* Current name, part, ids, offers, memory. Counters and health are the core's. */
+    bw_status (*info)(void *device, bw_device_info *info, bw_error *err);
+    /* payload: the section of the container that this backend knows (see bitstream_kind), already verified. */
+    bw_status (*load_bitstream)(void *device, const void *payload, size_t size, const char *uuid, bw_error *err);
+    /* Kind of payload this backend takes from a container: "sim-arch", "opencl-source", "xclbin". */
+    const char *bitstream_kind;
+    /* The program is validated and its needs are met. Bytes stay valid until image_release. */
+    bw_status (*image_load)(void *device, const bw_program *program, const void *constants, void **image,
+                            bw_error *err);
+    void (*image_release)(void *device, void *image);
+    /* Blocking. *cancel becomes non-zero when the run is no longer wanted: return BW_CANCELLED soon. Any other
+     * failure than BW_CANCELLED and BW_NO_MEMORY makes the core reset the device. */
+    bw_status (*run)(void *device, void *image, const void *in, void *out, uint32_t batch, const atomic_int *cancel,
+                     bw_error *err);
+    bw_status (*reset)(void *device, bw_error *err);
+    /* (optional) Breaks a hung `run` from another thread, so that it returns BW_DEVICE_FAULT. */
+    void (*abort)(void *device);
+} bw_backend;
+
+/* Registers a backend that lives as long as the process. BW_ALREADY_EXISTS, BW_VERSION_MISMATCH,
+ * BW_INVALID_ARGUMENT (a required slot is NULL; the message names it). */
+bw_status bw_backend_register(const bw_backend *backend, bw_error *err);
+
+/* What a plug-in exports: `const bw_backend *bw_backend_entry(void);` */
+typedef const bw_backend *(*bw_backend_entry_fn)(void);
+#define BW_BACKEND_ENTRY "bw_backend_entry"
+
+#endif

@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Hardware abstraction layer: devices that run validated programs (kernels/isa.h) bit for bit alike.
+ *
+ * Simple:
+ *     bw_device *dev;  bw_image *img;
+ *     bw_device_open("sim:", &dev, &err);
+ *     bw_image_load(dev, program, program_size, constants, constants_size, &img, &err);   // weights to the device
+ *     bw_image_run(img, in, out, 1, 0, &err);                                              // one picture, blocking
+ *     bw_image_release(img);  bw_device_close(dev);
+ * Full: bw_device_load_bitstream, bw_device_info_get, bw_device_reset.
+ * Async: bw_image_submit -> bw_fence, bw_fence_wait with a deadline, bw_fence_cancel, bw_fence_release.
+ *
+ * Thread safety: every function may be called from any thread at any time, except that an object must not be used
+ * during or after its own close/release. Objects are reference counted inside: an image keeps its device alive, a
+ * fence its image.
+ */
+#ifndef BW_HAL_HAL_H
+#define BW_HAL_HAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/isa.h"
+
+typedef struct bw_device bw_device;
+typedef struct bw_image bw_image; /* a program with its constants, resident on a device */
+typedef struct bw_fence bw_fence; /* one submitted run */
+
+typedef enum bw_health { BW_HEALTH_OK = 0, BW_HEALTH_RESETTING = 1, BW_HEALTH_DEAD = 2 } bw_health;
+
+#define BW_UUID_TEXT 37 /* 36 characters and the terminator */
+
+typedef struct bw_device_info {
+    char uri[128];                   /* what bw_device_open takes: "sim:u250" */
+    char name[128];                  /* "simulated U250 (fast engine, avx512vnni, 2 threads)" */
+    char part[64];                   /* "sim-u250" */
+    char bitstream[BW_UUID_TEXT];    /* loaded bitstream's UUID; "" if none */
+    char interface_id[BW_UUID_TEXT]; /* of the shell; a bitstream must carry the same */
+    bw_requirements offers;          /* what programs may need */
+    bw_health health;
+    uint64_t runs, images, faults, resets; /* counters since open */
+    uint64_t busy_ns;                      /* time spent running programs */
+    uint64_t memory_bytes, memory_used;    /* constants and activations resident */
+} bw_device_info;
+
+/* Calls `each` for every device that the registered backends see, without opening any (info.health is OK and the
+ * counters are 0). A backend that cannot be used is reported through `absent` (may be NULL) with the reason.
+ * Stops when `each` returns non-zero. */
+bw_status bw_device_enumerate(int (*each)(const bw_device_info *info, void *user),
+                              void (*absent)(const char *backend, const char *reason, void *user), void *user,
+                              bw_error *err);
+
+/* URI: BACKEND ':' [TARGET ['?' KEY '=' VALUE ...]]: "sim:", "sim:reference", "sim:u250?threads=1", "opencl:0".
+ * Opening the same URI twice in a process gives the same device, reference counted.
+ * BW_INVALID_ARGUMENT: not a URI. BW_NOT_FOUND: no such backend (names the known ones) or target. */
+bw_status bw_device_open(const char *uri, bw_device **device, bw_error *err);
+void bw_device_close(bw_device *device);
+bw_status bw_device_info_get(bw_device *device, bw_device_info *info, bw_error *err);
+
+/* Loads a bitstream container (hal/bitstream.h) unless the device already holds its UUID. Loaded images are dropped
+ * from the device and must be loaded again. BW_INCOMPATIBLE: other part or interface id (both are printed).
+ * BW_CORRUPT, BW_CHECKSUM: a damaged container. BW_BUSY: runs in flight. */
+bw_status bw_device_load_bitstream(bw_device *device, const void *bytes, size_t size, bw_error *err);
+/* Ends all runs in flight with BW_DEVICE_FAULT and brings the device back to its state after open. */
+bw_status bw_device_reset(bw_device *device, bw_error *err);
+
+/*
+ * Validates the program and its constants and makes them resident. Both byte ranges are borrowed until release
+ * (program 8-byte, constants 64-byte aligned; a `sim` device uses them in place). Blocking.
+ * BW_CORRUPT, BW_VERSION_MISMATCH, BW_NOT_FINITE: bw_program_parse / check_constants. BW_INCOMPATIBLE: the program
+ * needs what the device lacks. BW_NO_MEMORY, BW_DEVICE_LOST.
+ */
+bw_status bw_image_load(bw_device *device, const void *program, size_t program_size, const void *constants,
+                        size_t constants_size, bw_image **image, bw_error *err);
+void bw_image_release(bw_image *image); /* waits for its runs in flight */
+/* Region sizes and needs of the loaded program. Valid as long as the image. */
+const bw_program *bw_image_program(const bw_image *image);
+
+/* Runs a batch and waits. in: batch x in_bytes, out: batch x out_bytes, host memory. timeout_ns 0: no deadline. */
+bw_status bw_image_run(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t timeout_ns, bw_error *err);
+
+/* Queues a run and returns at once. in and out are borrowed until the fence has been waited for with a final result
+ * (anything but BW_TIMEOUT) or released; 4-byte aligned. BW_EXHAUSTED: the device's queue (64 runs) is full. */
+bw_status bw_image_submit(bw_image *image, const void *in, void *out, uint32_t batch, bw_fence **fence, bw_error *err);
+/* Optional: `done` is called once, from a device thread, when the run has ended (also when cancelled). It must not
+ * block nor release the fence. Set before anyone waits; called at once if the run has ended already. */
+void bw_fence_on_done(bw_fence *fence, void (*done)(void *user), void *user);
+/* Waits until the run has ended or `timeout_ns` (0: for ever) has passed: BW_TIMEOUT (still running; wait again,
+ * cancel or release). Else the run's own status: BW_OK, BW_CANCELLED, BW_DEVICE_FAULT, BW_DEVICE_LOST. */
+bw_status bw_fence_wait(bw_fence *fence, uint64_t timeout_ns, bw_error *err);
+/* Asks the run to end early; it then ends with BW_CANCELLED if it had not ended yet. */
+void bw_fence_cancel(bw_fence *fence);
+/* Device time of an ended run, nanoseconds: waiting in the device's queue, and running. */
+void bw_fence_times(bw_fence *fence, uint64_t *queued_ns, uint64_t *running_ns);
+/* Cancels if still running, waits for the end, frees. NULL is allowed. */
+void bw_fence_release(bw_fence *fence);
+
+#endif

@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Sessions: a package made ready to score on a device. The network runs as a list of stages, each on the CPU (float
+ * graph) or on the accelerator (program); typically CPU -> accelerator -> CPU.
+ *
+ *     bw_session *s;
+ *     bw_session_open(pkg, dev, &s, &err);
+ *     bw_array in = {...}, out = {0};
+ *     bw_session_run(s, &in, &out, NULL, &err);
+ *     bw_array_free(&out);
+ *     bw_session_close(s);
+ *
+ * Thread safety: bw_session_run may be called from any number of threads at once.
+ */
+#ifndef BW_HOST_SESSION_H
+#define BW_HOST_SESSION_H
+
+#include "hal/hal.h"
+#include "host/graph.h"
+#include "host/package.h"
+#include "host/preprocess.h"
+
+typedef struct bw_session bw_session;
+
+typedef struct bw_io {
+    const char *name; /* owned by the session */
+    bw_dtype dtype;   /* BW_F32 */
+    int rank;
+    int64_t dims[BW_RANK_MAX]; /* dims[0] is -1 (the batch) unless the model fixes it */
+} bw_io;
+
+typedef struct bw_timing { /* nanoseconds of one run */
+    uint64_t cpu_before, device_queue, device_run, cpu_after, total;
+} bw_timing;
+
+/* Package and device are borrowed and must outlive the session. BW_INCOMPATIBLE: the device cannot run it;
+ * BW_CORRUPT: manifest or stages do not fit together. */
+bw_status bw_session_open(const bw_package *pkg, bw_device *device, bw_session **session, bw_error *err);
+void bw_session_close(bw_session *session);
+
+const char *bw_session_model_name(const bw_session *s);
+const char *bw_session_model_version(const bw_session *s); /* "1" */
+int bw_session_input_count(const bw_session *s);
+int bw_session_output_count(const bw_session *s);
+const bw_io *bw_session_input(const bw_session *s, int index);
+const bw_io *bw_session_output(const bw_session *s, int index);
+/* NULL if the package records none. */
+const bw_preprocess *bw_session_preprocess(const bw_session *s);
+/* Label of a class, NULL if the package has none. */
+const char *bw_session_label(const bw_session *s, int64_t class_index);
+int64_t bw_session_label_count(const bw_session *s);
+
+typedef struct bw_run_options {
+    uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0: none */
+    int featurize;        /* non-zero: stop after the last accelerator stage; outputs are its outputs */
+    bw_timing *timing;    /* filled if not NULL */
+} bw_run_options;
+
+/*
+ * inputs: one per session input; the batch (dims[0]) must be the same in all, 1..4096. outputs: zeroed arrays, one
+ * per session output (with `featurize`: bw_session_feature_count), filled with owned data.
+ * BW_INVALID_ARGUMENT: dtype, rank or shape, naming the tensor, its value and what is expected. BW_NOT_FINITE: NaN or
+ * infinity, naming tensor and index. BW_TIMEOUT, BW_DEVICE_LOST, BW_DEVICE_FAULT.
+ */
+bw_status bw_session_run(bw_session *s, const bw_array *inputs, bw_array *outputs, const bw_run_options *options,
+                         bw_error *err);
+int bw_session_feature_count(const bw_session *s);
+const bw_io *bw_session_feature(const bw_session *s, int index);
+
+#endif

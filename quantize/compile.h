@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The compiler: a float graph (after passes.h) and a recipe to the stages of a package.
+ */
+#ifndef BW_QUANTIZE_COMPILE_H
+#define BW_QUANTIZE_COMPILE_H
+
+#include "host/graph.h"
+#include "kernels/isa.h"
+
+typedef struct bw_recipe {
+    bw_format weights;     /* block format of CONV weights */
+    bw_format activations; /* block format of CONV inputs */
+    uint16_t block;        /* both */
+    bw_format vector;      /* residual, depthwise and element-wise tensors: BW_FORMAT_FP16 or BF16 */
+    int first_last_float;  /* leave first and last layer on the CPU in fp32 */
+} bw_recipe;
+
+typedef struct bw_stage_tensor {
+    char *name;      /* value of the source graph */
+    uint64_t offset; /* bytes in the IN or OUT region */
+    int rank;        /* as in the graph, NCHW or NC; dims[0] = -1 */
+    int64_t dims[BW_RANK_MAX];
+} bw_stage_tensor;
+
+typedef struct bw_stage {
+    int device;      /* 1: program + constants, 0: graph */
+    bw_graph *graph; /* CPU stage */
+    void *program;   /* serialised (kernels/isa.h), 64-byte aligned */
+    size_t program_size;
+    void *constants; /* 64-byte aligned */
+    size_t constants_size;
+    bw_stage_tensor *inputs, *outputs; /* in the order of the stage's graph / region */
+    int input_count, output_count;
+} bw_stage;
+
+typedef struct bw_compiled {
+    bw_stage *stages;
+    int stage_count;
+} bw_compiled;
+
+/* BW_UNSUPPORTED: nothing of the network can run on the accelerator, or an operator that neither side has. */
+bw_status bw_compile(const bw_graph *g, const bw_recipe *recipe, bw_compiled *out, bw_error *err);
+void bw_compiled_free(bw_compiled *c);
+
+#endif

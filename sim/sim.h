@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The software accelerator: two engines that run the same programs with the same bits.
+ *
+ * - reference: a direct transcription of docs/isa.md, scalar, slow, obviously right.
+ * - fast: planned per instruction, per-ISA kernels (AVX-512 VNNI, AVX2, portable C), threads.
+ *
+ *     bw_fast *engine;
+ *     if (bw_fast_create(&program, constants, NULL, &engine, &err)) ...
+ *     bw_fast_run(engine, in, out, 8, NULL, &err);       // 8 images
+ *     bw_fast_destroy(engine);
+ */
+#ifndef BW_SIM_SIM_H
+#define BW_SIM_SIM_H
+
+#include <stdatomic.h>
+
+#include "kernels/isa.h"
+
+/*
+ * Runs `batch` images through the program on the reference interpreter. constants: header->const_bytes bytes, 64-byte
+ * aligned; in: batch x in_bytes; out: batch x out_bytes. Blocking; thread-safe (allocates its own activations).
+ * BW_NO_MEMORY.
+ */
+bw_status bw_reference_run(const bw_program *program, const void *constants, const void *in, void *out, uint32_t batch,
+                           bw_error *err);
+
+typedef enum bw_sim_isa {
+    BW_SIM_ISA_AUTO = 0, /* environment BW_SIM_ISA = portable | avx2 | avx512vnni, else the best this CPU has */
+    BW_SIM_ISA_PORTABLE = 1,
+    BW_SIM_ISA_AVX2 = 2,
+    BW_SIM_ISA_AVX512VNNI = 3
+} bw_sim_isa;
+
+typedef struct bw_fast_options {
+    bw_sim_isa isa;
+    unsigned threads; /* 0: environment BW_SIM_THREADS, else the CPUs this process may use; at most 64 */
+} bw_fast_options;
+
+typedef struct bw_fast bw_fast; /* a planned program and its thread pool */
+
+/*
+ * Plans the program. `program` (its bytes) and `constants` (64-byte aligned) are borrowed and must outlive the
+ * engine; constants are used in place, never copied as a whole. options NULL: all defaults.
+ * BW_UNSUPPORTED: the forced ISA is unknown or this CPU lacks it. BW_NO_MEMORY.
+ */
+bw_status bw_fast_create(const bw_program *program, const void *constants, const bw_fast_options *options,
+                         bw_fast **engine, bw_error *err);
+void bw_fast_destroy(bw_fast *engine);
+
+/*
+ * Runs `batch` images. Blocking; one run at a time per engine (concurrent calls queue on an internal mutex).
+ * cancel: if not NULL, looked at between instructions; non-zero ends the run with BW_CANCELLED.
+ * Activations are kept for the next run of the same or a smaller batch.
+ */
+bw_status bw_fast_run(bw_fast *engine, const void *in, void *out, uint32_t batch, const atomic_int *cancel,
+                      bw_error *err);
+
+/* "avx512vnni", ...: what the engine chose. Static storage. */
+const char *bw_fast_isa_name(const bw_fast *engine);
+const char *bw_sim_isa_name(bw_sim_isa isa);
+/* 1 if this CPU and build can run `isa`. */
+int bw_sim_isa_available(bw_sim_isa isa);
+
+/* Registers the `sim` HAL backend (sim:, sim:u250, sim:reference ...). Idempotent, thread-safe. */
+bw_status bw_sim_register(bw_error *err);
+
+#endif
