@@ -12,7 +12,7 @@
 #include "host/tar.h"
 
 #define MANIFEST_NAME "manifest.json"
-#define MANIFEST_MAX  (64u << 20)
+#define MANIFEST_MAX  (16u << 20)
 #define FORMAT_NAME   "blockwave-package"
 #define SECTIONS_MAX  4096u
 
