@@ -53,7 +53,7 @@ typedef enum bw_format_kind {
 typedef enum bw_round {
     BW_ROUND_EVEN = 0,    /* to nearest, ties to even */
     BW_ROUND_NEAREST = 1, /* to nearest, ties away from zero */
-    BW_ROUND_FLOOR = 2    /* as the golden files' "floor" */
+    BW_ROUND_FLOOR = 2    /* toward zero (what the literature on block formats calls floor) */
 } bw_round;
 
 typedef struct bw_format_traits {
@@ -62,9 +62,9 @@ typedef struct bw_format_traits {
     bw_format_kind kind;
     uint8_t code_bits;     /* packed width of one element, 3..8; 16 for vectors, 32 for fp32 */
     uint8_t device_bytes;  /* bytes of one element in device tensors: 1, 2 or 4 */
-    uint8_t mantissa_bits; /* m: significand bits of the largest element's code, for kinds INT: max code < 2^m */
+    uint8_t mantissa_bits; /* m: significand bits of an element; INT: max code < 2^m; TABLE: stored ones plus one */
     uint16_t block;        /* default block: 16 msfp, 32 mx, 1 otherwise */
-    int8_t exp_min;        /* range of the stored exponent e (of the last bit) */
+    int8_t exp_min;        /* range of the exponent e of the last bit (stored one by one in block formats) */
     int8_t exp_max;
     int8_t emax_shift; /* e = floor(log2(max|x|)) - emax_shift: m-1 for msfp, 6 for mxint8, emax + lsb for mxfp */
     int64_t max_code;  /* largest |code value| that the encoder writes */
@@ -77,7 +77,8 @@ const bw_format_traits *bw_format_find(const char *name);
 /* 1 if `block` is legal for the format: 16, 32, 64, 128 for msfp; 32 for mx; 1 otherwise. */
 int bw_format_block_ok(const bw_format_traits *t, unsigned block);
 
-/* The signed integer of a device code byte (kinds INT and TABLE). For e5m2 NaN/infinity encodings: 0 (illegal). */
+/* The signed integer of a device code byte (kinds INT and TABLE; TABLE reads the low code_bits only). The encodings of
+ * NaN and infinity (e4m3, e5m2) have the value 0; no encoder writes them. -2^m is the value of that INT code. */
 int64_t bw_code_value(const bw_format_traits *t, uint8_t code);
 /* 256 entries of bw_code_value(); static storage. NULL for other kinds. */
 const int64_t *bw_code_table(const bw_format_traits *t);
@@ -86,7 +87,7 @@ const int64_t *bw_code_table(const bw_format_traits *t);
  * Block formats. Encodes n <= block finite floats into `block`-independent n device code bytes and the stored
  * exponent e. The scale is floor(log2(max|x|)), saturating codes, the exponent never bumped, then clamped to
  * exp_min..exp_max; a block of zeros has e = exp_min; zero is +0 (code 0). Subnormal inputs are honoured.
- * The caller guarantees finite input.
+ * The caller guarantees finite input; others give some legal codes (infinity saturates).
  */
 void bw_encode_block(const bw_format_traits *t, bw_round round, const float *x, size_t n, uint8_t *codes, int8_t *e);
 /* The exponent by the format's own rule, before the clamp to exp_min..exp_max (the OCP/MSFP scale proper);
@@ -99,8 +100,9 @@ void bw_decode_block(const bw_format_traits *t, const uint8_t *codes, int e, siz
 
 /*
  * Vector formats, one element. fp16: IEEE binary16 with saturation instead of infinity (|x| > 65504 -> 65504).
- * bf16: 8-bit significand, value = sig * 2^e with -63 <= e <= 46: multiples of 2^-63 below 2^-55, saturating at
- * 255 * 2^46. Ties to even. Zero is +0.
+ * bf16: 8-bit significand, value = sig * 2^e with -63 <= e <= 40: multiples of 2^-63 below 2^-55, saturating at
+ * 255 * 2^40, so that the product of two is a multiple of 2^-126. Ties to even. Zero is +0.
+ * Decoding takes every code: fp16 infinity and NaN decode as such (no encoder writes them).
  */
 uint16_t bw_encode_vector(const bw_format_traits *t, float x);
 float bw_decode_vector(const bw_format_traits *t, uint16_t code);
