@@ -112,6 +112,8 @@ typedef struct bw_tensor {
  *   inside the input (all kh * kw with COUNT_PAD). `weights` addresses recip: fp32 [kh * kw + 1], entry 0 unused.
  * ADD: RN(a + b). MUL: RN(a * b), both vector formats. a = in, b = in2.
  * COPY: y = x. With CHANNEL_MAP `weights` addresses int32 [out.channels]: source channel, or -1 for zero.
+ * Formats: CONV reads block formats (weights and input of one block size), DWCONV and MUL vector formats, pools and ADD
+ * any but fp32, COPY any (fp32 from IN), PATCH fp32 from IN. Results: block and vector formats in ACT, fp32 in OUT.
  * PATCH: in is fp32 in region IN; out.channels == kh * kw * in.channels, channel (ky * kw + kx) * in.channels + c.
  * After the operation: acc = RN(acc + in2) for CONV and DWCONV with in2 present (residual: shape of out, any format
  * but fp32), then the activation, then out0 and, if present, out1 are written. fp32 outputs (region OUT) hold the
@@ -129,9 +131,9 @@ typedef struct bw_instruction {
     uint64_t weights;                /* offsets in region CONST */
     uint64_t weight_exps;
     uint64_t bias;
-    float clip_lo, clip_hi;
-    uint8_t weight_format; /* bw_format; NONE where there are no weights */
-    uint8_t reserved[7];   /* zero */
+    float clip_lo, clip_hi; /* +0 without BW_ACT_CLIP */
+    uint8_t weight_format;  /* bw_format; NONE where there are no weights */
+    uint8_t reserved[7];    /* zero */
     bw_tensor in, in2, out0, out1;
 } bw_instruction;
 
@@ -174,14 +176,19 @@ typedef struct bw_program {
  * field, the value and the limit). BW_VERSION_MISMATCH: another ISA version.
  * Everything above is checked: every address inside its region, formats and blocks legal for the operation, shapes
  * consistent, exact-sum bound block * max_code^2 < 2^24 for INT formats, no output overlapping an input or the other
- * output (slices of one concatenation are recognised as disjoint), clip limits legal, reserved fields zero.
+ * output (slices of one concatenation are recognised as disjoint), clip limits legal, reserved fields zero. Fields
+ * that an instruction does not use are zero too: the offset of an absent array, clip limits without CLIP, all of an
+ * absent tensor; unused windows are 1x1, stride 1, dilation 1, origin 0. At most 65536 instructions, regions of at
+ * most 2^40 bytes (IN and OUT multiples of 4), reductions of at most 2^22 blocks.
  */
 bw_status bw_program_parse(const void *bytes, size_t size, bw_program *program, bw_error *err);
 
 /*
- * Checks the values in a constants region that a program relies on: exponents within the format's range, biases,
- * reciprocals finite multiples of 2^-126 without -0, vector weights finite, channel maps in range.
- * Weight codes need no check: every code has a defined value. BW_CORRUPT / BW_NOT_FINITE name the instruction.
+ * Checks the values in a constants region that a program relies on: exponents within the format's range; biases
+ * multiples of 2^-126 within +-2^126, not -0; reciprocals within 2^-40..2^40; fp16 weights finite, bf16 weights
+ * multiples of 2^-63 within +-255 * 2^40; channel maps in range; padding included. Weight codes need no check: every
+ * code has a defined value. constants: `size` == const_bytes, 64-byte aligned (BW_INVALID_ARGUMENT otherwise).
+ * BW_CORRUPT / BW_NOT_FINITE name the instruction, the index and the value.
  */
 bw_status bw_program_check_constants(const bw_program *program, const void *constants, size_t size, bw_error *err);
 
