@@ -26,12 +26,22 @@ typedef struct bw_preprocess {
 } bw_preprocess;
 
 /* JSON object of the manifest: {"resize": "exact"|"short-side"|"none", "resize_size": [h, w] | n, "size": [h, w],
- * "channels": "RGB"|"BGR"|"GRAY", "scale": 1/255, "mean": [..], "std": [..]}. */
+ * "channels": "RGB"|"BGR"|"GRAY", "scale": 1/255, "mean": [..], "std": [..]}. Only "size" is required; absent are
+ * "exact" to "size", RGB, 1, 0 and 1; one number stands for all channels. BW_INVALID_ARGUMENT names the key. */
 bw_status bw_preprocess_from_json(const json_t *json, bw_preprocess *p, bw_error *err);
 json_t *bw_preprocess_to_json(const bw_preprocess *p);
 
-/* Decodes one picture (PNG or JPEG by its first bytes; at most 64 megapixels) and writes channels x height x width
+/* Decodes one picture (PNG or JPEG by its first bytes; at most 64 megapixels; host/picture.h says what of a picture is
+ * used) and writes channels x height x width
  * floats (NCHW, one image) to out. BW_INVALID_ARGUMENT: neither PNG nor JPEG, or damaged; says which and how. */
 bw_status bw_preprocess_picture(const bw_preprocess *p, const void *bytes, size_t size, float *out, bw_error *err);
+
+/* Whether pictures fit a network input of this shape (dims[0] is the batch): [N, C, H, W], [N, H, W, C], [N, H, W] for
+ * one channel, or [N, C * H * W]. BW_INVALID_ARGUMENT names the input and both shapes. */
+bw_status bw_preprocess_check(const bw_preprocess *p, const char *input_name, int rank, const int64_t *dims,
+                              bw_error *err);
+/* bw_preprocess_picture for an input of that shape: channels last where the input has them last. */
+bw_status bw_preprocess_input(const bw_preprocess *p, int rank, const int64_t *dims, const void *bytes, size_t size,
+                              float *out, bw_error *err);
 
 #endif
