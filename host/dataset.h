@@ -25,6 +25,9 @@ bw_status bw_dataset_open(const char *path, const bw_preprocess *preprocess, con
 void bw_dataset_close(bw_dataset *ds);
 int64_t bw_dataset_count(const bw_dataset *ds);
 int bw_dataset_has_labels(const bw_dataset *ds);
+/* Gives names to the classes: labels that stand in the data set as text (sub-directories, labels.csv) become the index
+ * of the equal name; without this call, only whole numbers are labels. BW_NOT_FOUND names a text that is no class. */
+bw_status bw_dataset_set_classes(bw_dataset *ds, const char *const *names, int64_t count, bw_error *err);
 /* Name of a sample: picture file name, or "FILE[index]". Valid until the next call. */
 const char *bw_dataset_name(bw_dataset *ds, int64_t index);
 /* Samples first..first+count-1 into a freshly allocated fp32 array; labels (may be NULL): count entries, -1 where

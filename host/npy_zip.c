@@ -150,7 +150,7 @@ bw_status bw_zip_list(const uint8_t *bytes, size_t size, bw_zip_member **out, in
 {
     *out = NULL;
     *count = 0;
-    directory d;
+    directory d = {0};
     bw_status status = find_directory(bytes, size, &d, err);
     if (status)
         return status;
