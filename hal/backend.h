@@ -7,7 +7,11 @@
  * backend only moves bytes and runs one batch at a time per device.
  *
  * Locking: the core calls `open`, `close`, `load_bitstream`, `reset`, `image_load`, `image_release` and `run` of one
- * device from one thread at a time; `info` and `abort` may come from any thread at any time.
+ * device from one thread at a time (not always the same thread); `info` and `abort` may come from any thread at any
+ * time. No lock of the core is held during any call.
+ *
+ * Reset: before `reset` the core releases every image of the device, and loads each again before its next run. A loaded
+ * bitstream stays through a reset.
  */
 #ifndef BW_HAL_BACKEND_H
 #define BW_HAL_BACKEND_H
@@ -34,7 +38,7 @@ typedef struct bw_backend {
     bw_status (*load_bitstream)(void *device, const void *payload, size_t size, const char *uuid, bw_error *err);
     /* Kind of payload this backend takes from a container: "sim-arch", "opencl-source", "xclbin". */
     const char *bitstream_kind;
-    /* The program is validated and its needs are met. Bytes stay valid until image_release. */
+    /* The program is validated and its needs are met. *program and all bytes stay valid until image_release. */
     bw_status (*image_load)(void *device, const bw_program *program, const void *constants, void **image,
                             bw_error *err);
     void (*image_release)(void *device, void *image);
@@ -43,13 +47,23 @@ typedef struct bw_backend {
     bw_status (*run)(void *device, void *image, const void *in, void *out, uint32_t batch, const atomic_int *cancel,
                      bw_error *err);
     bw_status (*reset)(void *device, bw_error *err);
-    /* (optional) Breaks a hung `run` from another thread, so that it returns BW_DEVICE_FAULT. */
+    /* (optional) Breaks a hung `run` from another thread, so that it returns BW_DEVICE_FAULT. Must not block; may come
+     * more than once, or when the run has just ended: then it does nothing, also not to the next run. */
     void (*abort)(void *device);
+    /* (optional) Milliseconds that a run may still take to return after `abort` (or, without `abort`, after *cancel)
+     * before the device is given up. 0: 1000. UINT32_MAX: wait for ever, for software that always ends. */
+    uint32_t abort_grace_ms;
 } bw_backend;
 
 /* Registers a backend that lives as long as the process. BW_ALREADY_EXISTS, BW_VERSION_MISMATCH,
  * BW_INVALID_ARGUMENT (a required slot is NULL; the message names it). */
 bw_status bw_backend_register(const bw_backend *backend, bw_error *err);
+
+/* For `open`: splits "u250?threads=1&isa=avx2" into the name (copied to `name`) and its options, each of which is
+ * handed to `option`. BW_INVALID_ARGUMENT: malformed, or whatever `option` returns. */
+bw_status bw_target_parse(const char *target, char *name, size_t name_size,
+                          bw_status (*option)(const char *key, const char *value, void *user, bw_error *err),
+                          void *user, bw_error *err);
 
 /* What a plug-in exports: `const bw_backend *bw_backend_entry(void);` */
 typedef const bw_backend *(*bw_backend_entry_fn)(void);

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The HAL core's own structures: registry.c (backends, plug-ins), device.c (devices by URI, the turn, reset,
+ * bitstream), image.c (resident programs, submission, fences), worker.c (the two threads of a device).
+ *
+ * A device has two threads. The worker takes runs from the queue and calls the backend. The supervisor ends cancelled
+ * runs that still wait in the queue, aborts a run that ignores its cancellation, and gives the device up when even that
+ * does not help, so that no caller ever waits for a backend that does not come back.
+ *
+ * The turn: backend calls of one device come from one thread at a time. Whoever calls the backend (the worker for a
+ * run, a caller for load, release, reset) takes `turn` under the lock, calls without the lock, and gives it back.
+ * Callers go before the next run.
+ *
+ * Locks: the registry's list lock is never held together with a device's lock. Callbacks and backend calls happen
+ * without any lock.
+ */
+#ifndef BW_HAL_INTERNAL_H
+#define BW_HAL_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "hal/backend.h"
+
+#define BW_QUEUE_MAX 64
+/* After a cancellation the backend has this long to notice it, then `abort` is called... */
+#define BW_CANCEL_GRACE_NS 250000000u
+/* ... and after that this long to come back, then the device is given up. */
+#define BW_ABORT_GRACE_NS 1000000000u
+
+#define BW_DEVICE_MAGIC 0x64427721u
+#define BW_IMAGE_MAGIC  0x69427721u
+#define BW_FENCE_MAGIC  0x66427721u
+
+typedef enum fence_state {
+    FENCE_QUEUED,
+    FENCE_RUNNING,
+    FENCE_ENDING, /* the result stands; the on_done call is being made */
+    FENCE_DONE
+} fence_state;
+
+struct bw_fence {
+    uint32_t magic;
+    bw_image *image;
+    const void *in;
+    void *out;
+    uint32_t batch;
+    atomic_int cancel; /* what the backend looks at */
+    /* Under the device's lock: */
+    unsigned refs; /* one for the user, one for the worker while the run is in the backend */
+    fence_state state;
+    bw_status verdict; /* BW_CANCELLED or BW_DEVICE_FAULT (reset): what it ends with if it has not ended before */
+    bw_status status;
+    bw_error error;
+    void (*done)(void *user);
+    void *done_user;
+    uint64_t submitted_ns, started_ns, ended_ns;
+    bw_fence *next;
+};
+
+struct bw_image {
+    uint32_t magic;
+    bw_device *device;
+    bw_program program;
+    const void *constants;
+    uint64_t memory; /* what it counts in memory_used */
+    /* Under the device's lock: */
+    void *handle;    /* the backend's; NULL after a reset until the next run loads it again */
+    bool dropped;    /* by a bitstream: stays out */
+    unsigned refs;   /* one for the user, one for each fence that is not yet released */
+    unsigned active; /* runs queued or running */
+    bw_image *next;
+};
+
+struct bw_device {
+    uint32_t magic;
+    /* Under the registry's lock: */
+    unsigned refs; /* users and images; the entry leaves the list with the last */
+    int phase;     /* of the entry: opening, open, closing */
+    bw_device *next;
+
+    char uri[128];
+    const bw_backend *backend;
+    void *handle;
+
+    pthread_mutex_t lock;
+    pthread_cond_t wake;      /* the worker: a run was queued, the turn is free, stop */
+    pthread_cond_t supervise; /* the supervisor: a cancellation, stop */
+    pthread_cond_t changed;   /* callers: a fence ended, the turn is free, the queue has room */
+    pthread_t worker, supervisor;
+    /* Under `lock`: */
+    bool stop;
+    bool turn;               /* somebody is inside the backend */
+    unsigned turn_waiters;   /* callers that go before the next run */
+    bool aborting;           /* the supervisor is inside `abort`: no other run may start */
+    bool abandoned;          /* the worker is stuck in the backend: nobody may call the backend any more */
+    bw_fence *queue, **tail; /* waiting runs, oldest first */
+    unsigned queued;
+    bw_fence *running;
+    uint64_t cancel_ns; /* when the running run was asked to end; 0: not */
+    bw_health health;
+    char death[256]; /* why it is dead */
+    bw_image *images;
+    uint64_t runs, image_count, faults, resets, busy_ns, memory_used;
+};
+
+/* registry.c: the backend of a URI scheme; loads its plug-in when it is not registered yet. */
+bw_status bw_backend_find(const char *name, const bw_backend **backend, bw_error *err);
+/* The i-th known backend in order of registration, NULL past the last. */
+const bw_backend *bw_backend_at(unsigned index);
+/* Loads every plug-in that can be found; `absent` hears of those that cannot be used. */
+void bw_plugins_load_all(void (*absent)(const char *backend, const char *reason, void *user), void *user);
+
+/* device.c */
+void bw_device_ref(bw_device *dev);
+void bw_device_unref(bw_device *dev); /* may close and free the device */
+/* Takes a device out of the list, so that opening its URI again makes a new one. No lock is held. */
+void bw_device_unlist(bw_device *dev);
+/* Takes the turn; the lock is held at entry and exit. false: the device has been abandoned, there is no turn any more.
+ */
+bool bw_turn_take(bw_device *dev);
+void bw_turn_give(bw_device *dev);
+/* Releases the backend's side of all images. Lock and turn are held; the lock is dropped while the backend works. */
+void bw_images_unload_locked(bw_device *dev);
+/* Unloads all images, resets, sets the health. Lock and turn are held; the lock is dropped while the backend works. */
+bw_status bw_reset_locked(bw_device *dev, bw_error *err);
+/* Marks the device dead, with the reason. The lock is held. */
+void bw_device_die(bw_device *dev, const char *reason);
+bw_status bw_fail_dead(const bw_device *dev, bw_error *err);
+
+/* image.c: drops one reference. The lock is held; true: the caller owes bw_device_unref after unlocking. */
+bool bw_fence_unref(bw_fence *fence);
+
+/* worker.c */
+bw_status bw_worker_start(bw_device *dev, bw_error *err);
+void bw_worker_stop(bw_device *dev); /* ends and joins both threads */
+/* pthread_cond_wait until CLOCK_MONOTONIC reaches deadline_ns (0: for ever); false when the time has passed. */
+bool bw_cond_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadline_ns);
+
+#endif
