@@ -39,7 +39,7 @@ typedef struct bw_device_info {
     char interface_id[BW_UUID_TEXT]; /* of the shell; a bitstream must carry the same */
     bw_requirements offers;          /* what programs may need */
     bw_health health;
-    uint64_t runs, images, faults, resets; /* counters since open */
+    uint64_t runs, images, faults, resets; /* counters since open; images: loads */
     uint64_t busy_ns;                      /* time spent running programs */
     uint64_t memory_bytes, memory_used;    /* constants and activations resident */
 } bw_device_info;
@@ -51,8 +51,9 @@ bw_status bw_device_enumerate(int (*each)(const bw_device_info *info, void *user
                               void (*absent)(const char *backend, const char *reason, void *user), void *user,
                               bw_error *err);
 
-/* URI: BACKEND ':' [TARGET ['?' KEY '=' VALUE ...]]: "sim:", "sim:reference", "sim:u250?threads=1", "opencl:0".
- * Opening the same URI twice in a process gives the same device, reference counted.
+/* URI: BACKEND ':' [TARGET] ['?' KEY '=' VALUE ['&' ...]]: "sim:", "sim:reference", "sim:u250?threads=1&isa=avx2",
+ * "opencl:0"; at most 127 characters. Opening the same URI twice in a process gives the same device, reference counted.
+ * docs/hal.md lists the backends' targets and options.
  * BW_INVALID_ARGUMENT: not a URI. BW_NOT_FOUND: no such backend (names the known ones) or target. */
 bw_status bw_device_open(const char *uri, bw_device **device, bw_error *err);
 void bw_device_close(bw_device *device);
@@ -62,7 +63,9 @@ bw_status bw_device_info_get(bw_device *device, bw_device_info *info, bw_error *
  * from the device and must be loaded again. BW_INCOMPATIBLE: other part or interface id (both are printed).
  * BW_CORRUPT, BW_CHECKSUM: a damaged container. BW_BUSY: runs in flight. */
 bw_status bw_device_load_bitstream(bw_device *device, const void *bytes, size_t size, bw_error *err);
-/* Ends all runs in flight with BW_DEVICE_FAULT and brings the device back to its state after open. */
+/* Ends all runs in flight with BW_DEVICE_FAULT and brings the device back to a working state. Images stay usable (they
+ * are loaded again before their next run), a loaded bitstream stays. Also tried on a dead device, which it may revive.
+ * BW_DEVICE_LOST: the reset failed, the device is dead. */
 bw_status bw_device_reset(bw_device *device, bw_error *err);
 
 /*
@@ -73,23 +76,29 @@ bw_status bw_device_reset(bw_device *device, bw_error *err);
  */
 bw_status bw_image_load(bw_device *device, const void *program, size_t program_size, const void *constants,
                         size_t constants_size, bw_image **image, bw_error *err);
-void bw_image_release(bw_image *image); /* waits for its runs in flight */
+void bw_image_release(bw_image *image); /* waits for its runs in flight; NULL is allowed */
 /* Region sizes and needs of the loaded program. Valid as long as the image. */
 const bw_program *bw_image_program(const bw_image *image);
 
-/* Runs a batch and waits. in: batch x in_bytes, out: batch x out_bytes, host memory. timeout_ns 0: no deadline. */
+/* Runs a batch and waits, also for room in the queue. in: batch x in_bytes, out: batch x out_bytes, host memory, 4-byte
+ * aligned. timeout_ns 0: no deadline. BW_TIMEOUT: the run was cancelled and has ended, the buffers are free; a device
+ * that hangs is aborted after 0.25 s more. Else as bw_fence_wait. */
 bw_status bw_image_run(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t timeout_ns, bw_error *err);
 
 /* Queues a run and returns at once. in and out are borrowed until the fence has been waited for with a final result
- * (anything but BW_TIMEOUT) or released; 4-byte aligned. BW_EXHAUSTED: the device's queue (64 runs) is full. */
+ * (anything but BW_TIMEOUT) or released; 4-byte aligned. BW_EXHAUSTED: the device's queue (64 runs) is full.
+ * BW_DEVICE_LOST: the device is dead. BW_NOT_FOUND: a bitstream was loaded after the image. BW_INVALID_ARGUMENT. */
 bw_status bw_image_submit(bw_image *image, const void *in, void *out, uint32_t batch, bw_fence **fence, bw_error *err);
 /* Optional: `done` is called once, from a device thread, when the run has ended (also when cancelled). It must not
  * block nor release the fence. Set before anyone waits; called at once if the run has ended already. */
 void bw_fence_on_done(bw_fence *fence, void (*done)(void *user), void *user);
 /* Waits until the run has ended or `timeout_ns` (0: for ever) has passed: BW_TIMEOUT (still running; wait again,
- * cancel or release). Else the run's own status: BW_OK, BW_CANCELLED, BW_DEVICE_FAULT, BW_DEVICE_LOST. */
+ * cancel or release). Else the run's own status: BW_OK, BW_CANCELLED, BW_NO_MEMORY, BW_NOT_FOUND (as in submit),
+ * BW_DEVICE_FAULT (the device is being reset; later runs work), BW_DEVICE_LOST (it is dead). */
 bw_status bw_fence_wait(bw_fence *fence, uint64_t timeout_ns, bw_error *err);
-/* Asks the run to end early; it then ends with BW_CANCELLED if it had not ended yet. */
+/* Asks the run to end early, and returns at once; it then ends with BW_CANCELLED if it had not ended yet. A device that
+ * does not notice is aborted after 0.25 s, and one that ignores even that is given up after 1 s more: the run ends with
+ * BW_DEVICE_LOST and the device is dead. */
 void bw_fence_cancel(bw_fence *fence);
 /* Device time of an ended run, nanoseconds: waiting in the device's queue, and running. */
 void bw_fence_times(bw_fence *fence, uint64_t *queued_ns, uint64_t *running_ns);

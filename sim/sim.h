@@ -65,4 +65,9 @@ int bw_sim_isa_available(bw_sim_isa isa);
 /* Registers the `sim` HAL backend (sim:, sim:u250, sim:reference ...). Idempotent, thread-safe. */
 bw_status bw_sim_register(bw_error *err);
 
+/* Writes the bitstream container (hal/bitstream.h) of a simulated configuration: "sim" (or ""), "u250", "u250-msfp",
+ * "u250-mx". Loaded into a device of the same part it changes what the device offers. BW_NOT_FOUND: no such
+ * configuration. BW_IO and others of bw_file_write_atomic. */
+bw_status bw_sim_write_bitstream(const char *target, const char *path, bw_error *err);
+
 #endif
