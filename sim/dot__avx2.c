@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * CONV kernels, AVX2. VPMADDUBSW would saturate, so codes are widened to 16 bits, where VPMADDWD is exact: the largest
+ * pair, 2 * 448 * 448, is far below 2^31.
+ */
+#include <immintrin.h>
+#include <string.h>
+
+#include "sim/fast.h"
+
+#define GROUP  4
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE __m256i broadcast(const void *p)
+{
+    int32_t v;
+    memcpy(&v, p, sizeof v);
+    return _mm256_set1_epi32(v);
+}
+
+INLINE __m256i load_exponents(const int8_t *e)
+{
+    return _mm256_slli_epi32(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)e)), 23);
+}
+
+INLINE void accumulate(float *acc, __m256i d, __m256i ew, const int32_t *ea)
+{
+    __m256 scale = _mm256_castsi256_ps(_mm256_add_epi32(ew, broadcast(ea)));
+    _mm256_storeu_ps(acc, _mm256_fmadd_ps(_mm256_cvtepi32_ps(d), scale, _mm256_loadu_ps(acc)));
+}
+
+/* P is a constant: 2 * P sums of 8 outputs stay in registers. */
+INLINE void dot16_any(const bw_dot_args *g, const unsigned P)
+{
+    const int16_t *a = g->codes, *w = g->weights;
+    const int8_t *we = g->weight_exps;
+    const int32_t *ea = g->scale;
+    const size_t B = g->block;
+    for (size_t k = 0; k < g->blocks; k++) {
+        __m256i lo[GROUP], hi[GROUP];
+#pragma GCC unroll 4
+        for (unsigned p = 0; p < P; p++)
+            lo[p] = hi[p] = _mm256_setzero_si256();
+        for (size_t i = 0; i < B; i += 2, w += 32) {
+            __m256i v0 = _mm256_loadu_si256((const __m256i *)(const void *)w);
+            __m256i v1 = _mm256_loadu_si256((const __m256i *)(const void *)(w + 16));
+#pragma GCC unroll 4
+            for (unsigned p = 0; p < P; p++) {
+                __m256i x = broadcast(a + p * B + i);
+                lo[p] = _mm256_add_epi32(lo[p], _mm256_madd_epi16(v0, x));
+                hi[p] = _mm256_add_epi32(hi[p], _mm256_madd_epi16(v1, x));
+            }
+        }
+        __m256i e0 = load_exponents(we), e1 = load_exponents(we + 8);
+#pragma GCC unroll 4
+        for (unsigned p = 0; p < P; p++) {
+            accumulate(g->acc + p * g->stride, lo[p], e0, ea + p);
+            accumulate(g->acc + p * g->stride + 8, hi[p], e1, ea + p);
+        }
+        a += P * B, we += 16, ea += P;
+    }
+}
+
+static void dot16(const bw_dot_args *g)
+{
+    switch (g->pixels) {
+    case 1:
+        dot16_any(g, 1);
+        break;
+    case 2:
+        dot16_any(g, 2);
+        break;
+    case 3:
+        dot16_any(g, 3);
+        break;
+    default:
+        dot16_any(g, 4);
+    }
+}
+
+static void pack16(const bw_pack_args *g)
+{
+    const size_t block = g->block, step = g->pixels * block;
+    int16_t *out = g->out;
+    for (size_t k = 0; k < g->count; k++, out += step) {
+        g->scale[k * g->pixels] = (int32_t)((uint32_t)(127 + (g->codes ? g->exps[k] : 0)) << 23);
+        if (!g->codes) {
+            memset(out, 0, block * sizeof *out);
+            continue;
+        }
+        const uint8_t *codes = g->codes + k * block;
+        if (g->values) {
+            for (size_t i = 0; i < block; i++)
+                out[i] = g->values[codes[i]];
+        } else {
+            for (size_t i = 0; i < block; i += 16)
+                _mm256_storeu_si256((__m256i *)(void *)(out + i),
+                                    _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(codes + i))));
+        }
+    }
+}
+
+/* Codes of each output [i % 4] to pairs: 64 bytes are 16 outputs x 4. */
+static void widen(const uint8_t *codes, const int16_t *values, size_t blocks, size_t block, int16_t *out)
+{
+    for (size_t q = 0; q < blocks * block / 4; q++, codes += 64, out += 64) {
+        for (size_t h = 0; h < 64; h += 32) { /* 8 outputs: 32 codes to 16 + 16 */
+            __m256i x, y;
+            if (values) {
+                int16_t wide[32];
+                for (size_t j = 0; j < 32; j++)
+                    wide[j] = values[codes[h + j]];
+                x = _mm256_loadu_si256((const __m256i *)(const void *)wide);
+                y = _mm256_loadu_si256((const __m256i *)(const void *)(wide + 16));
+            } else {
+                x = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(codes + h)));
+                y = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(codes + h + 16)));
+            }
+            /* 32-bit pairs x: n0a n0b n1a n1b | n2a n2b n3a n3b; a: pairs 0, b: pairs 1 */
+            __m256 fx = _mm256_castsi256_ps(x), fy = _mm256_castsi256_ps(y);
+            __m256i first = _mm256_castps_si256(_mm256_shuffle_ps(fx, fy, 0x88)); /* n0 n1 n4 n5 | n2 n3 n6 n7 */
+            __m256i second = _mm256_castps_si256(_mm256_shuffle_ps(fx, fy, 0xDD));
+            first = _mm256_permute4x64_epi64(first, 0xD8);
+            second = _mm256_permute4x64_epi64(second, 0xD8);
+            _mm256_storeu_si256((__m256i *)(void *)(out + h / 2), first);
+            _mm256_storeu_si256((__m256i *)(void *)(out + 32 + h / 2), second);
+        }
+    }
+}
+
+const bw_dot_kernels bw_dot_avx2 = {
+    .group = GROUP,
+    .dot16 = dot16,
+    .pack16 = pack16,
+    .unpack = bw_unpack,
+    .widen = widen,
+};

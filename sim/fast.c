@@ -1,0 +1,306 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The fast engine: choice of ISA, planning, memory, the run. */
+#include "sim/fast.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+/* --- ISA ------------------------------------------------------------------------------------------------------------
+ */
+
+typedef struct isa_row {
+    const char *name;
+    const bw_rows *rows;
+    const bw_dot_kernels *dots;
+} isa_row;
+
+static const isa_row isas[] = {
+    [BW_SIM_ISA_AUTO] = {"auto", NULL, NULL},
+    [BW_SIM_ISA_PORTABLE] = {"portable", &bw_rows_portable, &bw_dot_portable},
+    [BW_SIM_ISA_AVX2] = {"avx2", &bw_rows_avx2, &bw_dot_avx2},
+    [BW_SIM_ISA_AVX512VNNI] = {"avx512vnni", &bw_rows_avx512vnni, &bw_dot_avx512vnni},
+};
+#define ISAS (sizeof isas / sizeof isas[0])
+
+const char *bw_sim_isa_name(bw_sim_isa isa)
+{
+    return (unsigned)isa < ISAS ? isas[isa].name : "?";
+}
+
+static int has_f16c(void)
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
+int bw_sim_isa_available(bw_sim_isa isa)
+{
+    /* The compiler's builtin also asks the operating system whether it keeps the registers. */
+    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    switch (isa) {
+    case BW_SIM_ISA_AUTO:
+    case BW_SIM_ISA_PORTABLE:
+        return 1;
+    case BW_SIM_ISA_AVX2:
+        return avx2;
+    case BW_SIM_ISA_AVX512VNNI:
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512vnni");
+    }
+    return 0;
+}
+
+static bw_status choose_isa(bw_sim_isa wanted, bw_sim_isa *isa, bw_error *err)
+{
+    if (wanted == BW_SIM_ISA_AUTO) {
+        const char *name = getenv("BW_SIM_ISA");
+        if (name && *name) {
+            for (unsigned i = 1; i < ISAS; i++)
+                if (strcmp(name, isas[i].name) == 0)
+                    wanted = (bw_sim_isa)i;
+            if (wanted == BW_SIM_ISA_AUTO)
+                return bw_fail(err, BW_UNSUPPORTED, "BW_SIM_ISA=%s: expected portable, avx2 or avx512vnni", name);
+        }
+    }
+    if (wanted == BW_SIM_ISA_AUTO) {
+        wanted = BW_SIM_ISA_AVX512VNNI;
+        while (!bw_sim_isa_available(wanted))
+            wanted--;
+    }
+    if ((unsigned)wanted >= ISAS)
+        return bw_fail(err, BW_UNSUPPORTED, "simulator ISA number %d: expected 0..%d", (int)wanted, (int)ISAS - 1);
+    if (!bw_sim_isa_available(wanted))
+        return bw_fail(err, BW_UNSUPPORTED, "simulator ISA %s: this CPU lacks it; leave the choice to the engine",
+                       isas[wanted].name);
+    *isa = wanted;
+    return BW_OK;
+}
+
+static bw_status choose_threads(unsigned wanted, unsigned *threads, bw_error *err)
+{
+    if (wanted == 0) {
+        const char *text = getenv("BW_SIM_THREADS");
+        if (text && *text) {
+            char *end;
+            unsigned long n = strtoul(text, &end, 10);
+            if (*end || *text < '0' || *text > '9' || n < 1 || n > BW_POOL_THREADS_MAX)
+                return bw_fail(err, BW_INVALID_ARGUMENT, "BW_SIM_THREADS=%s: expected 1..%d", text,
+                               BW_POOL_THREADS_MAX);
+            wanted = (unsigned)n;
+        }
+    }
+    if (wanted == 0) {
+        cpu_set_t set;
+        int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+        wanted = n < 1 ? 1 : n > BW_POOL_THREADS_MAX ? BW_POOL_THREADS_MAX : (unsigned)n;
+    }
+    if (wanted > BW_POOL_THREADS_MAX)
+        return bw_fail(err, BW_INVALID_ARGUMENT, "%u simulator threads: expected 1..%d", wanted, BW_POOL_THREADS_MAX);
+    *threads = wanted;
+    return BW_OK;
+}
+
+/* --- plan ------------------------------------------------------------------------------------------------------------
+ */
+
+static void fill_tables(bw_format_tables *tables)
+{
+    for (int f = 0; f < BW_FORMAT_LIMIT; f++) {
+        const bw_format_traits *t = bw_format_get((bw_format)f);
+        if (!t || t->kind != BW_KIND_TABLE)
+            continue;
+        for (int c = 0; c < 256; c++) {
+            int64_t v = bw_code_value(t, (uint8_t)c);
+            tables->values[f][c] = (float)v; /* few significant bits: exact */
+            tables->values16[f][c] = (int16_t)(v > INT16_MAX ? INT16_MAX : v < INT16_MIN ? INT16_MIN : v);
+        }
+    }
+}
+
+static bw_row_format row_format(const bw_fast *engine, unsigned format, uint16_t block)
+{
+    const bw_format_traits *t = bw_format_get((bw_format)format);
+    bw_row_format f = {t, t->kind, block, engine->tables->values[format]};
+    return f;
+}
+
+static void plan_view(const bw_fast *engine, const bw_tensor *t, bw_view *v)
+{
+    if (t->region == BW_REGION_NONE)
+        return;
+    v->tensor = t;
+    v->format = row_format(engine, t->format, t->block);
+    v->units = bw_tensor_units(t);
+    v->unit_bytes = (size_t)t->block * v->format.traits->device_bytes;
+}
+
+static void plan_instruction(const bw_fast *engine, const bw_instruction *ins, bw_plan *plan)
+{
+    plan->ins = ins;
+    plan_view(engine, &ins->in, &plan->in);
+    plan_view(engine, &ins->in2, &plan->in2);
+    plan_view(engine, &ins->out0, &plan->out[0]);
+    plan_view(engine, &ins->out1, &plan->out[1]);
+    plan->align = BW_OUTPUT_TILE;
+    const bw_view *views[] = {&plan->in2, &plan->out[0], &plan->out[1]};
+    for (unsigned i = 0; i < 3; i++)
+        if (views[i]->tensor && views[i]->format.block > plan->align)
+            plan->align = views[i]->format.block;
+    plan->activation = (bw_row_activation){(bw_activation)ins->activation, ins->clip_lo, ins->clip_hi};
+    plan->weights = engine->constants + ins->weights;
+    plan->weight_exps = (const int8_t *)engine->constants + ins->weight_exps;
+    if (ins->flags & BW_FLAG_BIAS)
+        plan->bias = (const float *)(const void *)(engine->constants + ins->bias);
+    if (ins->weight_format != BW_FORMAT_NONE)
+        plan->weight_format = row_format(engine, ins->weight_format, ins->in.block);
+    if (ins->opcode == BW_OP_CONV)
+        bw_conv_plan(engine, plan);
+    else
+        bw_vector_plan(plan);
+}
+
+static void *aligned(size_t bytes)
+{
+    return bytes > SIZE_MAX - 64 ? NULL : aligned_alloc(64, bw_round_up(bytes + !bytes, 64));
+}
+
+static bw_status fill_engine(bw_fast *engine, const bw_fast_options *options, bw_error *err)
+{
+    unsigned threads = 0;
+    bw_status status = choose_isa(options ? options->isa : BW_SIM_ISA_AUTO, &engine->isa, err);
+    if (!status)
+        status = choose_threads(options ? options->threads : 0, &threads, err);
+    if (status)
+        return status;
+    engine->rows = isas[engine->isa].rows;
+    engine->dots = isas[engine->isa].dots;
+
+    const uint32_t count = engine->program->header->instruction_count;
+    engine->tables = calloc(1, sizeof *engine->tables);
+    engine->plans = calloc(count ? count : 1, sizeof *engine->plans);
+    if (!engine->tables || !engine->plans)
+        return bw_fail(err, BW_NO_MEMORY, "no memory for the plan of %u instructions", count);
+    fill_tables(engine->tables);
+    for (uint32_t i = 0; i < count; i++) {
+        bw_plan *plan = &engine->plans[i];
+        plan_instruction(engine, &engine->program->instructions[i], plan);
+        if (plan->scratch > engine->scratch_bytes)
+            engine->scratch_bytes = plan->scratch;
+    }
+    engine->scratch_bytes = bw_round_up(engine->scratch_bytes, 4096) + 64;
+    if (engine->scratch_bytes <= SIZE_MAX / threads)
+        engine->scratch = aligned(engine->scratch_bytes * threads);
+    if (!engine->scratch)
+        return bw_fail(err, BW_NO_MEMORY, "no memory for scratch: %zu bytes for each of %u threads",
+                       engine->scratch_bytes, threads);
+    engine->act_stride = bw_round_up(engine->program->header->act_bytes, 64);
+    return bw_pool_create(threads, &engine->pool, err);
+}
+
+bw_status bw_fast_create(const bw_program *program, const void *constants, const bw_fast_options *options,
+                         bw_fast **out, bw_error *err)
+{
+    bw_fast *engine = calloc(1, sizeof *engine);
+    if (!engine)
+        return bw_fail(err, BW_NO_MEMORY, "no memory for an engine");
+    pthread_mutex_init(&engine->lock, NULL);
+    engine->program = program;
+    engine->constants = constants;
+    bw_status status = fill_engine(engine, options, err);
+    if (status) {
+        bw_fast_destroy(engine);
+        return status;
+    }
+    *out = engine;
+    return BW_OK;
+}
+
+void bw_fast_destroy(bw_fast *engine)
+{
+    if (!engine)
+        return;
+    bw_pool_destroy(engine->pool);
+    pthread_mutex_destroy(&engine->lock);
+    free(engine->act);
+    free(engine->scratch);
+    free(engine->plans);
+    free(engine->tables);
+    free(engine);
+}
+
+const char *bw_fast_isa_name(const bw_fast *engine)
+{
+    return isas[engine->isa].name;
+}
+
+/* --- run ------------------------------------------------------------------------------------------------------------
+ */
+
+static void bind(bw_fast *engine, bw_view *v, const void *in, void *out)
+{
+    if (!v->tensor)
+        return;
+    switch (v->tensor->region) {
+    case BW_REGION_IN:
+        v->base = (uint8_t *)(uintptr_t)in; /* never written: the validator forbids outputs in region IN */
+        v->image_stride = engine->program->header->in_bytes;
+        break;
+    case BW_REGION_OUT:
+        v->base = out;
+        v->image_stride = engine->program->header->out_bytes;
+        break;
+    default:
+        v->base = engine->act;
+        v->image_stride = engine->act_stride;
+    }
+}
+
+static bw_status run_locked(bw_fast *engine, const void *in, void *out, uint32_t batch, const atomic_int *cancel,
+                            bw_error *err)
+{
+    if (batch > engine->act_batch) {
+        uint8_t *act = NULL;
+        if (engine->act_stride <= (SIZE_MAX - 64) / batch)
+            act = aligned(engine->act_stride * batch);
+        if (!act)
+            return bw_fail(err, BW_NO_MEMORY,
+                           "no memory for the activations of %u images of %zu bytes: use a smaller batch", batch,
+                           engine->act_stride);
+        free(engine->act);
+        engine->act = act;
+        engine->act_batch = batch;
+    }
+    const uint32_t count = engine->program->header->instruction_count;
+    for (uint32_t i = 0; i < count; i++) {
+        if (cancel && atomic_load_explicit(cancel, memory_order_relaxed))
+            return bw_fail(err, BW_CANCELLED, "run cancelled before instruction %u of %u", i, count);
+        bw_plan *plan = &engine->plans[i];
+        bind(engine, &plan->in, in, out);
+        bind(engine, &plan->in2, in, out);
+        bind(engine, &plan->out[0], in, out);
+        bind(engine, &plan->out[1], in, out);
+        if (plan->ins->opcode == BW_OP_CONV)
+            bw_conv_run(engine, plan, batch);
+        else
+            bw_vector_run(engine, plan, batch);
+    }
+    return BW_OK;
+}
+
+bw_status bw_fast_run(bw_fast *engine, const void *in, void *out, uint32_t batch, const atomic_int *cancel,
+                      bw_error *err)
+{
+    if (batch == 0)
+        return bw_fail(err, BW_INVALID_ARGUMENT, "a batch of 0 images: expected 1 or more");
+    pthread_mutex_lock(&engine->lock);
+    bw_status status = run_locked(engine, in, out, batch, cancel, err);
+    pthread_mutex_unlock(&engine->lock);
+    return status;
+}

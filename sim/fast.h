@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Inside the fast engine: what its planner (fast.c), its drivers (fast_conv.c, fast_vector.c) and its per-ISA kernels
+ * (NAME__ISA.c) share. Not public.
+ *
+ * Why any ISA, thread count and tiling gives the same bits: each output value is computed by one thread in the order
+ * of docs/isa.md; parts of a reduction are only ever continued from the stored fp32 accumulator. The products that are
+ * added are exact, so a fused multiply-add equals a multiplication and an addition.
+ *
+ * Why padded taps may be skipped, and blocks outside the input replaced by zero codes with any legal exponent: they
+ * would add +-0, and acc + (+-0) = acc unless acc is -0. acc never is: it starts at +0 or at a bias that is not -0
+ * (checked by bw_program_check_constants), x + y of round-to-nearest is -0 only if both are -0, and all values are
+ * multiples of 2^-126, so that no sum is rounded to zero.
+ */
+#ifndef BW_SIM_FAST_H
+#define BW_SIM_FAST_H
+
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/isa.h"
+#include "sim/pool.h"
+#include "sim/sim.h"
+
+/* Rows of fp32 values in scratch memory are padded to this many elements: the largest block. */
+#define BW_ROW_ALIGN 128u
+/* Output pixels per kernel call, at most. */
+#define BW_GROUP_MAX 12u
+
+/* --- row kernels: fp32 rows to and from device tensors, and arithmetic on them ------------------------------------ */
+
+/* A format as the kernels want it. */
+typedef struct bw_row_format {
+    const bw_format_traits *traits;
+    bw_format_kind kind;
+    uint16_t block;
+    const float *values; /* kind TABLE: 256 code values as floats */
+} bw_row_format;
+
+/* Fused epilogue of one row: y = activation(x). */
+typedef struct bw_row_activation {
+    bw_activation kind;
+    float lo, hi;
+} bw_row_activation;
+
+typedef struct bw_rows {
+    /* n values of consecutive units; n is a multiple of the block for block formats. x, y: fp32. Reads and writes
+     * exactly n elements of the tensor, and up to the next multiple of 16 of the fp32 row. */
+    void (*decode)(const bw_row_format *f, const uint8_t *codes, const int8_t *exps, size_t n, float *y);
+    void (*encode)(const bw_row_format *f, const float *x, size_t n, uint8_t *codes, int8_t *exps);
+    /* The following work on n rounded up to 16. y may be an input. */
+    void (*add)(size_t n, const float *a, const float *b, float *y);
+    void (*mul)(size_t n, const float *a, const float *b, float *y);
+    void (*max)(size_t n, const float *a, float *y); /* y = a > y ? a : y */
+    void (*scale)(size_t n, float r, float *y);      /* y *= r */
+    void (*activate)(const bw_row_activation *a, size_t n, float *y);
+    /* y[c] += sum over taps of x[t][c] * w[t][c], one rounding per tap; x has exactly n elements, w is padded to 16. */
+    void (*depthwise)(bw_format x_format, bw_format w_format, size_t taps, const uint16_t *const *x,
+                      const uint16_t *const *w, size_t n, float *y);
+} bw_rows;
+
+extern const bw_rows bw_rows_portable, bw_rows_avx2, bw_rows_avx512vnni;
+
+/* --- dot kernels: CONV -------------------------------------------------------------------------------------------- */
+
+/* How the codes of a CONV are multiplied, by the range of its two formats. */
+typedef enum bw_dot_class {
+    BW_DOT_S8,  /* both fit int8, and the ISA has a byte dot product */
+    BW_DOT_S16, /* both fit int16, block sums fit int32 */
+    BW_DOT_F64, /* block sums < 2^53 */
+    BW_DOT_I128 /* the rest */
+} bw_dot_class;
+
+/*
+ * A panel holds `pixels` <= BW_GROUP_MAX input rows of `blocks` reduction blocks, block-major:
+ *   codes  [blocks][pixels][block]   int8 (S8), int16 (S16), double (F64), int64 (I128)
+ *   offset [blocks][pixels]          S8 only: -128 * sum of the block's codes
+ *   scale  [blocks][pixels]          (127 + e) << 23
+ * Weights of a tile: S8: canonical order, int8; else [blocks][block / 2][16][2] (S16), [blocks][block][16] (F64, I128).
+ */
+typedef struct bw_dot_args {
+    size_t pixels, block, blocks;
+    const void *codes;
+    const int32_t *offset;
+    const int32_t *scale;
+    const void *weights;
+    const int8_t *weight_exps; /* [blocks][16] */
+    float *acc;                /* [pixels][stride], 16 outputs each: continued */
+    size_t stride;
+} bw_dot_args;
+
+typedef struct bw_pack_args {
+    const uint8_t *codes; /* `count` blocks of device codes; NULL: zeros */
+    const int8_t *exps;
+    size_t count, block, pixels;
+    const int16_t *values; /* TABLE formats: 256 code values; else NULL */
+    void *out;             /* of this pixel's first block; the next block is `pixels` blocks on */
+    int32_t *offset;
+    int32_t *scale;
+} bw_pack_args;
+
+typedef struct bw_dot_kernels {
+    unsigned group;                          /* pixels per call, <= BW_GROUP_MAX */
+    void (*dot8)(const bw_dot_args *args);   /* NULL: the ISA has none */
+    void (*pack8)(const bw_pack_args *args); /* NULL with dot8 */
+    void (*dot16)(const bw_dot_args *args);
+    void (*pack16)(const bw_pack_args *args);
+    /* count packed weight codes (a multiple of 256) of code_bits each to bytes, in order. */
+    void (*unpack)(const bw_format_traits *t, const uint8_t *packed, size_t count, uint8_t *codes);
+    /* count weight bytes (canonical order, blocks of 16 x block) to S16 order. */
+    void (*widen)(const uint8_t *codes, const int16_t *values, size_t blocks, size_t block, int16_t *out);
+} bw_dot_kernels;
+
+extern const bw_dot_kernels bw_dot_portable, bw_dot_avx2, bw_dot_avx512vnni;
+
+/* The classes that are not worth an ISA (dot_wide.c). */
+void bw_dot_wide(bw_dot_class c, const bw_dot_args *args);
+void bw_pack_wide(bw_dot_class c, const bw_format_traits *t, const bw_pack_args *args);
+void bw_widen_wide(bw_dot_class c, const bw_format_traits *t, const uint8_t *codes, size_t blocks, size_t block,
+                   void *out);
+
+/* --- plan and run --------------------------------------------------------------------------------------------------
+ */
+
+/* Tables derived from the formats once. */
+typedef struct bw_format_tables {
+    float values[BW_FORMAT_LIMIT][256];
+    int16_t values16[BW_FORMAT_LIMIT][256]; /* saturated: only used where all values fit */
+} bw_format_tables;
+
+/* A tensor, resolved. base: start of its region of image 0. */
+typedef struct bw_view {
+    const bw_tensor *tensor;
+    bw_row_format format;
+    size_t units;      /* per pixel */
+    size_t unit_bytes; /* codes of one unit */
+    uint8_t *base;
+    size_t image_stride; /* bytes from one image's region to the next */
+} bw_view;
+
+/* What is planned once for each instruction. */
+typedef struct bw_plan {
+    const bw_instruction *ins;
+    bw_view in, in2, out[2]; /* tensor NULL: absent; base and image_stride filled in for each run */
+    size_t align;            /* channels: largest block of in2 and the outputs, at least 16 */
+    bw_row_activation activation;
+    const uint8_t *weights; /* pointers into the constants */
+    const int8_t *weight_exps;
+    const float *bias; /* NULL: none */
+    bw_row_format weight_format;
+    /* CONV */
+    bw_dot_class dot;
+    size_t group_blocks;   /* kb: blocks per pixel and group */
+    size_t reduction;      /* blocks of the whole reduction */
+    size_t group_channels; /* outputs per group */
+    size_t group_tiles;
+    size_t tile_bytes; /* packed codes of one tile */
+    size_t chunk;      /* reduction blocks taken at a time */
+    size_t scratch;    /* bytes per thread */
+} bw_plan;
+
+struct bw_fast {
+    const bw_program *program;
+    const uint8_t *constants;
+    bw_sim_isa isa;
+    const bw_rows *rows;
+    const bw_dot_kernels *dots;
+    bw_pool *pool;
+    bw_plan *plans;
+    bw_format_tables *tables;
+    uint8_t *scratch; /* threads x scratch_bytes */
+    size_t scratch_bytes;
+    uint8_t *act; /* act_batch x act_stride, and slack */
+    size_t act_stride;
+    uint32_t act_batch;
+    pthread_mutex_t lock; /* one run at a time */
+};
+
+/* Rounds up to a multiple of a power of two. */
+static inline size_t bw_round_up(size_t n, size_t to)
+{
+    return (n + to - 1) & ~(to - 1);
+}
+
+/* Address of pixel (y, x), unit u. */
+static inline uint8_t *bw_view_codes(const bw_view *v, size_t image, size_t y, size_t x, size_t u)
+{
+    const bw_tensor *t = v->tensor;
+    return v->base + image * v->image_stride + t->codes +
+           ((size_t)t->row_stride * y + (size_t)t->pixel_stride * x + u) * v->unit_bytes;
+}
+
+static inline int8_t *bw_view_exps(const bw_view *v, size_t image, size_t y, size_t x, size_t u)
+{
+    const bw_tensor *t = v->tensor;
+    return (int8_t *)v->base + image * v->image_stride + t->exps +
+           ((size_t)t->row_stride * y + (size_t)t->pixel_stride * x + u);
+}
+
+/* The thread's scratch memory. */
+static inline uint8_t *bw_fast_scratch(const bw_fast *engine, unsigned thread)
+{
+    return engine->scratch + thread * engine->scratch_bytes;
+}
+
+/* Reads channels c0 .. c0 + n of a pixel into row[0 ..]; c0 is a multiple of the tensor's block, row has room for n
+ * rounded up to the block. */
+void bw_fast_read(const bw_fast *engine, const bw_view *v, size_t image, size_t y, size_t x, size_t c0, size_t n,
+                  float *row);
+/* The end of every instruction: residual (if the plan has one and it is CONV or DWCONV), activation, and writing
+ * channels c0 .. c0 + n of pixel (y, x). c0 is a multiple of plan->align, as is n unless it reaches the last channel.
+ * row and spare have room for n rounded up to BW_ROW_ALIGN. */
+void bw_fast_finish(const bw_fast *engine, const bw_plan *plan, size_t image, size_t y, size_t x, size_t c0, size_t n,
+                    float *row, float *spare);
+
+/* Fill the CONV part of a plan (scratch included) / run it. */
+void bw_conv_plan(const bw_fast *engine, bw_plan *plan);
+void bw_conv_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
+/* The same for all other opcodes. */
+void bw_vector_plan(bw_plan *plan);
+void bw_vector_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
+
+#endif

@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Row kernels for the x86 vector ISAs, written once. The including file (rows__ISA.c) defines
+ *   V_LANES        floats in a vector
+ *   vf, vi         vectors of float and int32_t (GCC vector types, so that + - * & | << >> and comparisons work)
+ *   v_load_s8 v_load_u8 v_load_u16  (pointer) -> vi; v_store_s8 v_store_u16 (pointer, vi): the low bits of each lane
+ *   v_float (vi -> vf, exact or RNE), v_round (vf -> vi, RNE), v_min v_max (as MINPS, MAXPS: the second operand
+ *   if they are equal or unordered), v_fma, v_half_to_float (pointer -> vf), v_to_half (vf -> vi), v_gather,
+ *   v_reduce_max (vi -> int32_t)
+ * and then includes this.
+ */
+
+typedef vf vf_unaligned __attribute__((aligned(4), may_alias));
+
+static inline vf v_load(const float *p)
+{
+    return *(const vf_unaligned *)p;
+}
+
+static inline void v_store(float *p, vf v)
+{
+    *(vf_unaligned *)p = v;
+}
+
+static inline vf v_set(float x)
+{
+    return x - (vf){0};
+}
+
+static inline vi v_set_int(int32_t x)
+{
+    return x + (vi){0};
+}
+
+/* 2^e as a float for the exponents that tensors hold. */
+static inline float power(int e)
+{
+    uint32_t bits = (uint32_t)(127 + e) << 23;
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    return y;
+}
+
+static inline vf from_vector(bw_format f, const uint16_t *p)
+{
+    if (f == BW_FORMAT_FP16)
+        return v_half_to_float(p);
+    return (vf)(v_load_u16(p) << 16);
+}
+
+/* Nearest fp16 code, saturating, zero as +0. */
+static inline vi to_fp16(vf x)
+{
+    vi code = v_to_half(v_min(v_max(x, v_set(-65504.0f)), v_set(65504.0f)));
+    return code & ~(vi)(code == v_set_int(0x8000));
+}
+
+/* Nearest bf16 code: 8 significant bits, multiples of 2^-63, at most 255 * 2^40. */
+static inline vi to_bf16(vf x)
+{
+    const float most = 255.0f * 0x1p40f, magic = 0x1.8p-40f;
+    x = v_min(v_max(x, v_set(-most)), v_set(most));
+    vf fixed = (x + magic) - magic; /* to a multiple of 2^-63, the last bit of magic; never -0 */
+    vi bits = (vi)x, small = (bits & 0x7FFFFFFF) < v_set_int((int32_t)((127 - 55) << 23));
+    bits = (small & (vi)fixed) | (~small & bits);
+    bits += 0x7FFF + ((bits >> 16) & 1);
+    return (bits >> 16) & 0xFFFF;
+}
+
+static void decode_vector(bw_format f, const uint16_t *codes, size_t n, float *y)
+{
+    size_t i = 0;
+    for (; i + V_LANES <= n; i += V_LANES)
+        v_store(y + i, from_vector(f, codes + i));
+    if (i < n) {
+        uint16_t part[V_LANES] = {0};
+        memcpy(part, codes + i, (n - i) * sizeof *codes);
+        v_store(y + i, from_vector(f, part));
+    }
+}
+
+static void encode_vector(bw_format f, const float *x, size_t n, uint16_t *codes)
+{
+    size_t i = 0;
+    for (; i + V_LANES <= n; i += V_LANES)
+        v_store_u16(codes + i, f == BW_FORMAT_FP16 ? to_fp16(v_load(x + i)) : to_bf16(v_load(x + i)));
+    if (i < n) {
+        uint16_t part[V_LANES];
+        v_store_u16(part, f == BW_FORMAT_FP16 ? to_fp16(v_load(x + i)) : to_bf16(v_load(x + i)));
+        memcpy(codes + i, part, (n - i) * sizeof *codes);
+    }
+}
+
+static void decode(const bw_row_format *f, const uint8_t *codes, const int8_t *exps, size_t n, float *y)
+{
+    const size_t block = f->block;
+    switch (f->kind) {
+    case BW_KIND_FLOAT:
+        memcpy(y, codes, n * sizeof *y);
+        break;
+    case BW_KIND_VECTOR:
+        decode_vector(f->traits->format, (const uint16_t *)(const void *)codes, n, y);
+        break;
+    case BW_KIND_INT:
+        for (size_t i = 0; i < n; i += block) {
+            vf s = v_set(power(exps[i / block]));
+            for (size_t j = 0; j < block; j += V_LANES)
+                v_store(y + i + j, v_float(v_load_s8(codes + i + j)) * s);
+        }
+        break;
+    case BW_KIND_TABLE:
+        for (size_t i = 0; i < n; i += block) {
+            vf s = v_set(power(exps[i / block]));
+            for (size_t j = 0; j < block; j += V_LANES)
+                v_store(y + i + j, v_gather(f->values, v_load_u8(codes + i + j)) * s);
+        }
+        break;
+    }
+}
+
+/* floor(log2(max |x|)) - emax_shift, clamped; zeros and subnormals are far below every exp_min. */
+static inline int block_exponent(const bw_format_traits *t, const float *x, size_t block)
+{
+    vi m = v_set_int(0);
+    for (size_t j = 0; j < block; j += V_LANES) {
+        vi a = (vi)v_load(x + j) & 0x7FFFFFFF, more = a > m;
+        m = (a & more) | (m & ~more);
+    }
+    int e = (v_reduce_max(m) >> 23) - 127 - t->emax_shift;
+    return e < t->exp_min ? t->exp_min : e > t->exp_max ? t->exp_max : e;
+}
+
+/* Element encodings of |v| <= max_code units of the smallest subnormal, M mantissa bits. */
+static inline vi encode_elements(vf v, int m, float max_code, int sign_bit)
+{
+    vi sign = (vi)v & (int32_t)0x80000000;
+    vf a = v_min((vf)((vi)v & 0x7FFFFFFF), v_set(max_code));
+    /* The last kept bit is `last` places above the units; adding and subtracting 1.5 * 2^(23 + last) rounds there. */
+    vi last = ((vi)a >> 23) - (127 + m);
+    last &= last > 0;
+    vf magic = (vf)(((last + (127 + 23)) << 23) | 0x400000);
+    vf q = (a + magic) - magic;
+    vi normal = q >= v_set((float)(1 << m));
+    vi code = (normal & (((vi)q >> (23 - m)) - ((126 + m) << m))) | (~normal & v_round(q));
+    vi negative = (sign != 0) & (code != 0);
+    return code | (negative & (1 << sign_bit));
+}
+
+static void encode(const bw_row_format *f, const float *x, size_t n, uint8_t *codes, int8_t *exps)
+{
+    const bw_format_traits *t = f->traits;
+    const size_t block = f->block;
+    const float limit = (float)t->max_code;
+    switch (f->kind) {
+    case BW_KIND_FLOAT:
+        memcpy(codes, x, n * sizeof *x);
+        break;
+    case BW_KIND_VECTOR:
+        encode_vector(t->format, x, n, (uint16_t *)(void *)codes);
+        break;
+    case BW_KIND_INT:
+        for (size_t i = 0; i < n; i += block) {
+            int e = block_exponent(t, x + i, block);
+            vf s = v_set(power(-e)), hi = v_set(limit), lo = v_set(-limit);
+            for (size_t j = 0; j < block; j += V_LANES)
+                v_store_s8(codes + i + j, v_round(v_min(v_max(v_load(x + i + j) * s, lo), hi)));
+            exps[i / block] = (int8_t)e;
+        }
+        break;
+    case BW_KIND_TABLE:
+        for (size_t i = 0; i < n; i += block) {
+            int e = block_exponent(t, x + i, block);
+            vf s = v_set(power(-e));
+            for (size_t j = 0; j < block; j += V_LANES)
+                v_store_s8(codes + i + j,
+                           encode_elements(v_load(x + i + j) * s, t->mantissa_bits - 1, limit, t->code_bits - 1));
+            exps[i / block] = (int8_t)e;
+        }
+        break;
+    }
+}
+
+static void add(size_t n, const float *a, const float *b, float *y)
+{
+    for (size_t i = 0; i < n; i += V_LANES)
+        v_store(y + i, v_load(a + i) + v_load(b + i));
+}
+
+static void mul(size_t n, const float *a, const float *b, float *y)
+{
+    for (size_t i = 0; i < n; i += V_LANES)
+        v_store(y + i, v_load(a + i) * v_load(b + i));
+}
+
+static void max(size_t n, const float *a, float *y)
+{
+    for (size_t i = 0; i < n; i += V_LANES)
+        v_store(y + i, v_max(v_load(a + i), v_load(y + i)));
+}
+
+static void scale(size_t n, float r, float *y)
+{
+    for (size_t i = 0; i < n; i += V_LANES)
+        v_store(y + i, v_load(y + i) * v_set(r));
+}
+
+static void activate(const bw_row_activation *a, size_t n, float *y)
+{
+    if (a->kind == BW_ACT_RELU) {
+        for (size_t i = 0; i < n; i += V_LANES)
+            v_store(y + i, v_max(v_load(y + i), v_set(0.0f)));
+    } else if (a->kind == BW_ACT_CLIP) {
+        for (size_t i = 0; i < n; i += V_LANES)
+            v_store(y + i, v_max(v_set(a->lo), v_min(v_set(a->hi), v_load(y + i))));
+    }
+}
+
+static inline void depthwise_formats(bw_format xf, bw_format wf, size_t taps, const uint16_t *const *x,
+                                     const uint16_t *const *w, size_t n, float *y)
+{
+    for (size_t c = 0; c < n; c += V_LANES) {
+        vf acc = v_load(y + c);
+        if (c + V_LANES <= n) {
+            for (size_t t = 0; t < taps; t++)
+                acc = v_fma(from_vector(xf, x[t] + c), from_vector(wf, w[t] + c), acc);
+        } else {
+            for (size_t t = 0; t < taps; t++) {
+                uint16_t part[V_LANES] = {0};
+                memcpy(part, x[t] + c, (n - c) * sizeof *part);
+                acc = v_fma(from_vector(xf, part), from_vector(wf, w[t] + c), acc);
+            }
+        }
+        v_store(y + c, acc);
+    }
+}
+
+static void depthwise(bw_format x_format, bw_format w_format, size_t taps, const uint16_t *const *x,
+                      const uint16_t *const *w, size_t n, float *y)
+{
+    const bw_format h = BW_FORMAT_FP16, b = BW_FORMAT_BF16;
+    if (x_format == h && w_format == h)
+        depthwise_formats(h, h, taps, x, w, n, y);
+    else if (x_format == h)
+        depthwise_formats(h, b, taps, x, w, n, y);
+    else if (w_format == h)
+        depthwise_formats(b, h, taps, x, w, n, y);
+    else
+        depthwise_formats(b, b, taps, x, w, n, y);
+}
