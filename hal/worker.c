@@ -145,10 +145,11 @@ static bool run_one(bw_device *dev)
         /* The counters and the state are set before the waiter can see the result. */
         dev->faults++;
         dev->health = BW_HEALTH_RESETTING;
-        bw_log(BW_LOG_WARN, "hal", "%s: %s; resetting the device", dev->uri, fence->error.message);
+        bw_log(BW_LOG_WARN, "hal", "%s; resetting the device", fence->error.message);
     }
+    bool reset = fault && fence->verdict != BW_DEVICE_FAULT; /* else bw_device_reset waits for its turn to do it */
     end_fence(dev, fence, status);
-    if (fault)
+    if (reset)
         bw_reset_locked(dev, NULL);
     bw_turn_give(dev);
     return true;
