@@ -153,14 +153,12 @@ typedef void (*dot_fn)(const bw_dot_args *g);
 #define B32(P)   dot8_b32_p##P,
 #define LARGE(P) dot8_large_p##P,
 #define WORDS(P) dot16_p##P,
-static const dot_fn b16[BW_GROUP_MAX] = {FOR_EACH_COUNT(B16)};
-static const dot_fn b32[BW_GROUP_MAX] = {FOR_EACH_COUNT(B32)};
-static const dot_fn large[BW_GROUP_MAX] = {FOR_EACH_COUNT(LARGE)};
+static const dot_fn bytes[3][BW_GROUP_MAX] = {{FOR_EACH_COUNT(B16)}, {FOR_EACH_COUNT(B32)}, {FOR_EACH_COUNT(LARGE)}};
 static const dot_fn words[BW_GROUP_MAX] = {FOR_EACH_COUNT(WORDS)};
 
 static void dot8(const bw_dot_args *g)
 {
-    (g->block == 16 ? b16 : g->block == 32 ? b32 : large)[g->pixels - 1](g);
+    bytes[g->block == 16 ? 0 : g->block == 32 ? 1 : 2][g->pixels - 1](g);
 }
 
 static void dot16(const bw_dot_args *g)
