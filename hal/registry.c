@@ -323,7 +323,7 @@ bw_status bw_target_parse(const char *target, char *name, size_t name_size,
         size_t length = strcspn(p, "&");
         size_t equal = strcspn(p, "=&");
         char key[32], value[96];
-        if (equal == 0 || equal >= length || equal >= sizeof key || length - equal - 1 >= sizeof value)
+        if (equal == 0 || equal + 1 >= length || equal >= sizeof key || length - equal - 1 >= sizeof value)
             return bw_fail(err, BW_INVALID_ARGUMENT, "option '%.*s' is malformed, expected KEY=VALUE", (int)length, p);
         memcpy(key, p, equal);
         key[equal] = 0;
