@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The `sim` backend through the HAL: targets, options, injected faults, bitstreams, several images at once. */
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "hal/base.h"
+#include "hal/hal.h"
+#include "sim/sim.h"
+#include "tests/support/random_program.h"
+
+#define MS              UINT64_C(1000000)
+#define assert_ok(e)    check_status(e, BW_OK, #e, __LINE__)
+#define assert_is(s, e) check_status(e, s, #e, __LINE__)
+#define assert_text(t)  check_text(t, __LINE__)
+
+static bw_error err;
+
+static void check_status(bw_status got, bw_status expected, const char *what, int line)
+{
+    if (got != expected)
+        fail_msg("line %d: %s is %s ('%s'), expected %s", line, what, bw_status_name(got), got ? err.message : "",
+                 bw_status_name(expected));
+}
+
+static void check_text(const char *part, int line)
+{
+    if (!strstr(err.message, part))
+        fail_msg("line %d: '%s' is not in: %s", line, part, err.message);
+}
+
+/* A random program with what the reference interpreter makes of it. */
+typedef struct work {
+    struct bw_random_case c;
+    void *expected, *out;
+    size_t bytes;
+} work;
+
+static work make_work(uint64_t seed, uint32_t formats, uint32_t blocks)
+{
+    work w;
+    struct bw_random_options options = {.formats = formats, .blocks = blocks, .max_batch = 3};
+    if (bw_random_case_make(seed, &options, &w.c))
+        fail_msg("seed %llu: no program", (unsigned long long)seed);
+    w.bytes = w.c.batch * w.c.out_bytes;
+    w.expected = calloc(1, w.bytes);
+    w.out = calloc(1, w.bytes);
+    assert_non_null(w.expected);
+    assert_non_null(w.out);
+    bw_program program;
+    assert_ok(bw_program_parse(w.c.program, w.c.program_size, &program, &err));
+    assert_ok(bw_reference_run(&program, w.c.constants, w.c.in, w.expected, w.c.batch, &err));
+    return w;
+}
+
+static void free_work(work *w)
+{
+    bw_random_case_free(&w->c);
+    free(w->expected);
+    free(w->out);
+}
+
+static bw_status load(bw_device *dev, const work *w, bw_image **image)
+{
+    return bw_image_load(dev, w->c.program, w->c.program_size, w->c.constants, w->c.constants_size, image, &err);
+}
+
+static bw_status run(bw_image *image, work *w, uint64_t timeout_ns)
+{
+    memset(w->out, 0xee, w->bytes);
+    return bw_image_run(image, w->c.in, w->out, w->c.batch, timeout_ns, &err);
+}
+
+static bw_device_info info(bw_device *dev)
+{
+    bw_device_info i;
+    assert_ok(bw_device_info_get(dev, &i, &err));
+    return i;
+}
+
+/* --- targets and options ---------------------------------------------------------------------------------------- */
+
+static int each(const bw_device_info *i, void *user)
+{
+    bw_device *dev;
+    bw_device_info opened;
+    ++*(int *)user;
+    assert_ok(bw_device_open(i->uri, &dev, &err));
+    opened = info(dev);
+    assert_string_equal(opened.uri, i->uri);
+    assert_string_equal(opened.name, i->name);
+    assert_string_equal(opened.part, i->part);
+    assert_string_equal(opened.interface_id, i->interface_id);
+    assert_memory_equal(&opened.offers, &i->offers, sizeof i->offers);
+    assert_true(opened.memory_bytes > 0);
+    bw_device_close(dev);
+    return 0;
+}
+
+static void enumerated_devices_open(void **state)
+{
+    (void)state;
+    int count = 0;
+    assert_ok(bw_device_enumerate(each, NULL, &count, &err));
+    assert_int_equal(count, 3);
+    assert_ok(bw_sim_register(&err)); /* again: fine */
+}
+
+static void options_are_checked(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *uri, *text;
+        bw_status status;
+    } cases[] = {
+        {"sim:nonsense", "expected '', fast, reference or u250", BW_NOT_FOUND},
+        {"sim:?threads=0", "expected a number in 1..64", BW_INVALID_ARGUMENT},
+        {"sim:?threads=65", "'65'", BW_INVALID_ARGUMENT},
+        {"sim:?threads=-1", "'-1'", BW_INVALID_ARGUMENT},
+        {"sim:?threads=1x", "'1x'", BW_INVALID_ARGUMENT},
+        {"sim:?threads=99999999999999999999", "threads", BW_INVALID_ARGUMENT},
+        {"sim:?isa=mmx", "expected one of portable, avx2, avx512vnni", BW_INVALID_ARGUMENT},
+        {"sim:?engine=warp", "expected fast or reference", BW_INVALID_ARGUMENT},
+        {"sim:?delay=x", "delay", BW_INVALID_ARGUMENT},
+        {"sim:?fault=hang", "expected error@N", BW_INVALID_ARGUMENT},
+        {"sim:?fault=burn@1", "'burn@1'", BW_INVALID_ARGUMENT},
+        {"sim:?fault=hang@0", "1..1000000000", BW_INVALID_ARGUMENT},
+        {"sim:?reset=maybe", "expected ok or fail", BW_INVALID_ARGUMENT},
+        {"sim:?colour=red", "there is no option 'colour'", BW_INVALID_ARGUMENT},
+        {"sim:u250?threads", "KEY=VALUE", BW_INVALID_ARGUMENT},
+    };
+    for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
+        bw_device *dev = NULL;
+        assert_is(cases[i].status, bw_device_open(cases[i].uri, &dev, &err));
+        assert_text(cases[i].text);
+        assert_text(cases[i].uri);
+        assert_null(dev);
+    }
+    bw_device *dev;
+    assert_ok(bw_device_open("sim:fast?threads=3&isa=portable&delay=0", &dev, &err));
+    assert_non_null(strstr(info(dev).name, "fast engine, portable, 3 threads"));
+    bw_device_close(dev);
+    assert_ok(bw_device_open("sim:u250?engine=reference", &dev, &err));
+    assert_string_equal(info(dev).name, "simulated U250 (reference interpreter)");
+    bw_device_close(dev);
+}
+
+static void u250_has_limits(void **state)
+{
+    (void)state;
+    bw_device *dev;
+    assert_ok(bw_device_open("sim:u250", &dev, &err));
+    /* A program whose only block format is one with wide integers. */
+    work w;
+    for (uint64_t seed = 1;; seed++) {
+        w = make_work(seed, 1u << BW_FORMAT_MXFP8_E5M2 | 1u << BW_FORMAT_FP16, 2);
+        bw_program p;
+        assert_ok(bw_program_parse(w.c.program, w.c.program_size, &p, &err));
+        if (p.needs.formats >> BW_FORMAT_MXFP8_E5M2 & 1u)
+            break;
+        free_work(&w);
+        assert_true(seed < 100);
+    }
+    bw_image *image;
+    assert_is(BW_INCOMPATIBLE, load(dev, &w, &image));
+    assert_text("mxfp8_e5m2");
+    assert_null(image);
+    assert_int_equal(info(dev).memory_used, 0);
+    free_work(&w);
+    bw_device_close(dev);
+}
+
+/* --- several images, several threads ---------------------------------------------------------------------------- */
+
+typedef struct caller {
+    bw_image *image;
+    const work *w;
+    int failures;
+} caller;
+
+static void *call_often(void *user)
+{
+    caller *c = user;
+    void *out = malloc(c->w->bytes ? c->w->bytes : 1);
+    for (int i = 0; i < 20 && out; i++) {
+        memset(out, 0xee, c->w->bytes);
+        if (bw_image_run(c->image, c->w->c.in, out, c->w->c.batch, 0, NULL) ||
+            memcmp(out, c->w->expected, c->w->bytes) != 0)
+            c->failures++;
+    }
+    free(out);
+    return NULL;
+}
+
+static void images_share_a_device(void **state)
+{
+    (void)state;
+    bw_device *dev;
+    assert_ok(bw_device_open("sim:?threads=2", &dev, &err));
+    work works[4];
+    bw_image *images[4];
+    uint64_t used = 0;
+    for (int i = 0; i < 4; i++) {
+        works[i] = make_work(100 + (uint64_t)i, 0, 0);
+        assert_ok(load(dev, &works[i], &images[i]));
+        const bw_program_header *h = bw_image_program(images[i])->header;
+        used += h->act_bytes + h->const_bytes;
+        assert_int_equal(info(dev).memory_used, used);
+    }
+    caller callers[4];
+    pthread_t threads[4];
+    for (int i = 0; i < 4; i++) {
+        callers[i] = (caller){images[i], &works[i], 0};
+        assert_int_equal(pthread_create(&threads[i], NULL, call_often, &callers[i]), 0);
+    }
+    for (int i = 0; i < 4; i++) {
+        pthread_join(threads[i], NULL);
+        assert_int_equal(callers[i].failures, 0);
+    }
+    assert_int_equal(info(dev).runs, 80);
+    assert_true(info(dev).busy_ns > 0);
+    for (int i = 0; i < 4; i++) {
+        bw_image_release(images[i]);
+        free_work(&works[i]);
+    }
+    assert_int_equal(info(dev).memory_used, 0);
+    bw_device_close(dev);
+}
+
+/* --- faults ----------------------------------------------------------------------------------------------------- */
+
+static void injected_faults(void **state)
+{
+    (void)state;
+    bw_device *dev;
+    bw_image *image;
+    work w = make_work(7, 0, 0);
+    assert_ok(bw_device_open("sim:?threads=1&fault=error@2&fault=hang@4&fault=nomem@6&fault=lost@8", &dev, &err));
+    assert_ok(load(dev, &w, &image));
+    for (int i = 1; i <= 7; i++) {
+        uint64_t start = bw_now_ns();
+        bw_status status = run(image, &w, i == 4 ? 100 * MS : 0);
+        assert_is(i == 2 ? BW_DEVICE_FAULT : i == 4 ? BW_TIMEOUT : i == 6 ? BW_NO_MEMORY : BW_OK, status);
+        assert_true(bw_now_ns() - start < 2000 * MS);
+        if (!status)
+            assert_memory_equal(w.out, w.expected, w.bytes);
+        /* A run may be queued before the reset is over; the state settles at once. */
+        for (int k = 0; info(dev).health == BW_HEALTH_RESETTING && k < 1000; k++)
+            usleep(1000);
+        assert_int_equal(info(dev).health, BW_HEALTH_OK);
+    }
+    assert_int_equal(info(dev).faults, 2);
+    assert_int_equal(info(dev).resets, 2);
+    assert_is(BW_DEVICE_LOST, run(image, &w, 0));
+    assert_is(BW_DEVICE_LOST, run(image, &w, 0));
+    assert_text("dead");
+    assert_int_equal(info(dev).health, BW_HEALTH_DEAD);
+    bw_image_release(image);
+    bw_device_close(dev);
+    /* Closed and opened: as new. */
+    assert_ok(bw_device_open("sim:?threads=1&fault=error@2&fault=hang@4&fault=nomem@6&fault=lost@8", &dev, &err));
+    assert_ok(load(dev, &w, &image));
+    assert_ok(run(image, &w, 0));
+    assert_int_equal(info(dev).runs, 1);
+    bw_image_release(image);
+    bw_device_close(dev);
+    free_work(&w);
+}
+
+static void hang_without_reset_is_death(void **state)
+{
+    (void)state;
+    bw_device *dev;
+    bw_image *image;
+    bw_fence *fence, *behind;
+    work w = make_work(8, 0, 0), v = make_work(8, 0, 0);
+    assert_ok(bw_device_open("sim:?fault=hang@1&reset=fail&threads=1", &dev, &err));
+    assert_ok(load(dev, &w, &image));
+    assert_ok(bw_image_submit(image, w.c.in, w.out, w.c.batch, &fence, &err));
+    assert_ok(bw_image_submit(image, v.c.in, v.out, v.c.batch, &behind, &err));
+    assert_is(BW_TIMEOUT, bw_fence_wait(fence, 50 * MS, &err));
+    uint64_t start = bw_now_ns();
+    bw_fence_cancel(fence);
+    assert_is(BW_CANCELLED, bw_fence_wait(fence, 0, &err));
+    assert_is(BW_DEVICE_LOST, bw_fence_wait(behind, 0, &err));
+    assert_true(bw_now_ns() - start < 2000 * MS);
+    bw_fence_release(fence);
+    bw_fence_release(behind);
+    assert_int_equal(info(dev).health, BW_HEALTH_DEAD);
+    bw_image_release(image);
+    bw_device_close(dev);
+    free_work(&w);
+    free_work(&v);
+}
+
+static void slow_runs_are_cancelled(void **state)
+{
+    (void)state;
+    bw_device *dev;
+    bw_image *image;
+    work w = make_work(9, 0, 0);
+    assert_ok(bw_device_open("sim:?delay=30000&threads=1", &dev, &err));
+    assert_ok(load(dev, &w, &image));
+    uint64_t start = bw_now_ns();
+    assert_is(BW_TIMEOUT, run(image, &w, 30 * MS));
+    assert_true(bw_now_ns() - start < 1000 * MS);
+    assert_int_equal(info(dev).faults, 0);
+    bw_image_release(image);
+    bw_device_close(dev);
+    free_work(&w);
+}
+
+/* --- bitstreams ------------------------------------------------------------------------------------------------- */
+
+static void *bitstream(const char *target, size_t *size)
+{
+    const char *tmp = getenv("TMPDIR");
+    char path[512];
+    snprintf(path, sizeof path, "%s/bw-sim-%ld.bwbit", tmp ? tmp : "/tmp", (long)getpid());
+    assert_ok(bw_sim_write_bitstream(target, path, &err));
+    void *bytes;
+    assert_ok(bw_file_read(path, 1 << 20, &bytes, size, &err));
+    unlink(path);
+    return bytes;
+}
+
+static void bitstream_changes_the_device(void **state)
+{
+    (void)state;
+    size_t mx_size, msfp_size, sim_size;
+    char *mx = bitstream("u250-mx", &mx_size), *msfp = bitstream("u250-msfp", &msfp_size);
+    char *sim = bitstream("", &sim_size);
+    bw_device *dev;
+    bw_image *image, *again;
+    work w = make_work(10, 1u << BW_FORMAT_MSFP12 | 1u << BW_FORMAT_BF16, 1);
+    assert_ok(bw_device_open("sim:u250?delay=30&threads=1", &dev, &err));
+    assert_string_equal(info(dev).bitstream, "");
+    assert_ok(load(dev, &w, &image));
+
+    /* Refused ones leave everything as it was. */
+    assert_is(BW_INCOMPATIBLE, bw_device_load_bitstream(dev, sim, sim_size, &err));
+    assert_text("'sim'");
+    assert_text("'sim-u250'");
+    msfp[msfp_size - 2] ^= 1;
+    assert_is(BW_CHECKSUM, bw_device_load_bitstream(dev, msfp, msfp_size, &err));
+    msfp[msfp_size - 2] ^= 1;
+    assert_is(BW_CORRUPT, bw_device_load_bitstream(dev, msfp, 7, &err));
+    assert_ok(run(image, &w, 0));
+    assert_memory_equal(w.out, w.expected, w.bytes);
+
+    bw_fence *fence;
+    assert_ok(bw_image_submit(image, w.c.in, w.out, w.c.batch, &fence, &err));
+    assert_is(BW_BUSY, bw_device_load_bitstream(dev, mx, mx_size, &err));
+    assert_ok(bw_fence_wait(fence, 0, &err));
+    bw_fence_release(fence);
+
+    uint32_t before = info(dev).offers.formats;
+    assert_ok(bw_device_load_bitstream(dev, mx, mx_size, &err));
+    assert_int_equal(strlen(info(dev).bitstream), 36);
+    assert_true(info(dev).offers.formats != before);
+    assert_non_null(strstr(info(dev).name, "mx only"));
+    assert_int_equal(info(dev).memory_used, 0);
+    assert_is(BW_NOT_FOUND, run(image, &w, 0)); /* dropped */
+    assert_text("load it again");
+    assert_is(BW_NOT_FOUND, bw_image_submit(image, w.c.in, w.out, w.c.batch, &fence, &err));
+    if (bw_image_program(image)->needs.formats >> BW_FORMAT_MSFP12 & 1u) {
+        assert_is(BW_INCOMPATIBLE, load(dev, &w, &again));
+        assert_text("msfp12");
+    }
+    assert_ok(bw_device_load_bitstream(dev, msfp, msfp_size, &err));
+    assert_ok(load(dev, &w, &again));
+    char uuid[BW_UUID_TEXT];
+    strcpy(uuid, info(dev).bitstream);
+    assert_ok(bw_device_load_bitstream(dev, msfp, msfp_size, &err)); /* it is there already: nothing is dropped */
+    assert_ok(run(again, &w, 0));
+    assert_memory_equal(w.out, w.expected, w.bytes);
+    assert_ok(bw_device_reset(dev, &err)); /* the bitstream stays */
+    assert_string_equal(info(dev).bitstream, uuid);
+    assert_ok(run(again, &w, 0));
+    assert_memory_equal(w.out, w.expected, w.bytes);
+    bw_image_release(image);
+    bw_image_release(again);
+    assert_int_equal(info(dev).memory_used, 0);
+    bw_device_close(dev);
+    assert_is(BW_NOT_FOUND, bw_sim_write_bitstream("vu9p", "/dev/null", &err));
+    free(mx);
+    free(msfp);
+    free(sim);
+    free_work(&w);
+}
+
+int main(void)
+{
+    if (bw_sim_register(&err)) {
+        printf("not ok 1 - register: %s\n", err.message);
+        return 1;
+    }
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(enumerated_devices_open), cmocka_unit_test(options_are_checked),
+        cmocka_unit_test(u250_has_limits),         cmocka_unit_test(images_share_a_device),
+        cmocka_unit_test(injected_faults),         cmocka_unit_test(hang_without_reset_is_death),
+        cmocka_unit_test(slow_runs_are_cancelled), cmocka_unit_test(bitstream_changes_the_device),
+    };
+    return cmocka_run_group_tests_name("sim device", tests, NULL, NULL);
+}
