@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One run through the stages. */
+#include "host/session_lane.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "hal/base.h"
+#include "host/session_layout.h"
+
+void bw_lane_free(bw_session *s, bw_lane *lane)
+{
+    if (!lane)
+        return;
+    for (int i = 0; lane->stages && i < s->plan.stage_count; i++) {
+        bw_executor_destroy(lane->stages[i].executor);
+        free(lane->stages[i].in);
+        free(lane->stages[i].out);
+    }
+    free(lane->stages);
+    free(lane->values);
+    free(lane->borrowed);
+    free(lane);
+}
+
+static bw_status lane_new(bw_session *s, bw_lane **out, bw_error *err)
+{
+    const bw_plan *p = &s->plan;
+    bw_lane *lane = calloc(1, sizeof *lane);
+    bw_status status = BW_OK;
+    if (lane) {
+        lane->stages = calloc((size_t)p->stage_count, sizeof *lane->stages);
+        lane->values = calloc((size_t)p->value_count, sizeof *lane->values);
+        lane->borrowed = calloc((size_t)p->value_count, 1);
+    }
+    if (!lane || !lane->stages || !lane->values || !lane->borrowed)
+        status = bw_fail(err, BW_NO_MEMORY, "no memory for a run");
+    for (int i = 0; i < p->stage_count && !status; i++) {
+        if (p->stages[i].device)
+            continue;
+        status = bw_executor_create(p->stages[i].graph, &lane->stages[i].executor, err);
+        if (status)
+            (void)bw_fail_context(err, status, "stage %d", i);
+    }
+    if (status) {
+        bw_lane_free(s, lane);
+        return status;
+    }
+    *out = lane;
+    return BW_OK;
+}
+
+bw_status bw_lane_take(bw_session *s, bw_lane **lane, bw_error *err)
+{
+    pthread_mutex_lock(&s->lock);
+    *lane = s->idle;
+    if (*lane)
+        s->idle = (*lane)->next;
+    pthread_mutex_unlock(&s->lock);
+    return *lane ? BW_OK : lane_new(s, lane, err);
+}
+
+static void drop_value(bw_lane *lane, int v)
+{
+    if (!lane->borrowed[v])
+        bw_array_free(&lane->values[v]);
+    memset(&lane->values[v], 0, sizeof lane->values[v]);
+    lane->borrowed[v] = 0;
+}
+
+void bw_lane_give(bw_session *s, bw_lane *lane)
+{
+    for (int v = 0; v < s->plan.value_count; v++)
+        drop_value(lane, v);
+    pthread_mutex_lock(&s->lock);
+    lane->next = s->idle;
+    s->idle = lane;
+    pthread_mutex_unlock(&s->lock);
+}
+
+static int past(int value, const bw_array *array, void *user)
+{
+    (void)value;
+    (void)array;
+    return bw_now_ns() >= *(const uint64_t *)user;
+}
+
+static bw_status late(int stage, bw_error *err)
+{
+    return bw_fail(err, BW_TIMEOUT, "deadline exceeded in stage %d", stage);
+}
+
+static bw_status run_cpu(bw_session *s, bw_lane *lane, int stage, uint64_t deadline, bw_error *err)
+{
+    const bw_plan_stage *st = &s->plan.stages[stage];
+    bw_array *arrays = calloc((size_t)(st->input_count + st->output_count) + 1, sizeof *arrays);
+    if (!arrays)
+        return bw_fail(err, BW_NO_MEMORY, "no memory for a run");
+    bw_array *outputs = arrays + st->input_count;
+    for (int i = 0; i < st->input_count; i++) {
+        arrays[i] = lane->values[st->inputs[i].value];
+        arrays[i].owned = 0;
+    }
+    bw_status status = bw_executor_run(lane->stages[stage].executor, arrays, outputs, deadline ? past : NULL,
+                                       deadline ? &deadline : NULL, err);
+    for (int i = 0; i < st->output_count && !status; i++) {
+        lane->values[st->outputs[i].value] = outputs[i];
+        lane->borrowed[st->outputs[i].value] = !outputs[i].owned;
+    }
+    free(arrays);
+    if (status == BW_CANCELLED && deadline)
+        return late(stage, err);
+    return status ? bw_fail_context(err, status, "stage %d", stage) : BW_OK;
+}
+
+static bw_status room_for(const bw_session *s, bw_lane *lane, int stage, uint32_t images, bw_error *err)
+{
+    bw_lane_stage *l = &lane->stages[stage];
+    if (l->capacity >= images)
+        return BW_OK;
+    const bw_program_header *h = bw_image_program(s->images[stage])->header;
+    free(l->in);
+    free(l->out);
+    l->capacity = 0;
+    l->in = bw_aligned_zalloc((size_t)(images * h->in_bytes));
+    l->out = bw_aligned_zalloc((size_t)(images * h->out_bytes));
+    if (!l->in || !l->out)
+        return bw_fail(err, BW_NO_MEMORY, "no memory for %u images of stage %d", images, stage);
+    l->capacity = images;
+    return BW_OK;
+}
+
+/* The arrays that go to a device stage: of the shape that the manifest promised, one batch, all finite. */
+static bw_status check_inputs(const bw_session *s, const bw_lane *lane, int stage, int64_t *batch, bw_error *err)
+{
+    const bw_plan *p = &s->plan;
+    const bw_plan_stage *st = &p->stages[stage];
+    *batch = -1;
+    for (int i = 0; i < st->input_count; i++) {
+        const bw_plan_tensor *t = &st->inputs[i];
+        const bw_array *a = &lane->values[t->value];
+        const char *name = p->values[t->value].name;
+        int fits = a->dtype == BW_F32 && a->rank == t->rank && (t->dims[0] < 0 || a->dims[0] == t->dims[0]) &&
+                   a->dims[0] >= 1 && (*batch < 0 || a->dims[0] == *batch);
+        for (int d = 1; fits && d < t->rank; d++)
+            fits = a->dims[d] == t->dims[d];
+        char has[200], wants[120];
+        if (!fits)
+            return bw_fail(err, BW_CORRUPT, "stage %d: '%s' is %s %s, the package promises fp32 %s of one batch", stage,
+                           name, bw_dtype_name(a->dtype), bw_shape_text(a->rank, a->dims, has, sizeof has),
+                           bw_shape_text(t->rank, t->dims, wants, sizeof wants));
+        *batch = a->dims[0];
+        if (t->value < p->input_count)
+            continue; /* scanned on entry */
+        size_t count = (size_t)bw_array_count(a), bad = bw_first_not_finite(a->data, count);
+        if (bad < count)
+            return bw_fail(err, BW_NOT_FINITE, "'%s' before device stage %d: element %zu is %g", name, stage, bad,
+                           (double)((const float *)a->data)[bad]);
+    }
+    return BW_OK;
+}
+
+static void gather(const bw_session *s, const bw_lane *lane, int stage, int64_t first, uint32_t images)
+{
+    const bw_plan_stage *st = &s->plan.stages[stage];
+    uint64_t in_bytes = bw_image_program(s->images[stage])->header->in_bytes;
+    for (int i = 0; i < st->input_count; i++) {
+        const bw_plan_tensor *t = &st->inputs[i];
+        const float *from = (const float *)lane->values[t->value].data + (size_t)first * t->channels * t->pixels;
+        for (uint32_t k = 0; k < images; k++, from += t->channels * t->pixels)
+            bw_to_channels_last(from, t->channels, t->pixels,
+                                (float *)(lane->stages[stage].in + k * in_bytes + t->offset));
+    }
+}
+
+static void scatter(const bw_session *s, bw_lane *lane, int stage, int64_t first, uint32_t images)
+{
+    const bw_plan_stage *st = &s->plan.stages[stage];
+    uint64_t out_bytes = bw_image_program(s->images[stage])->header->out_bytes;
+    for (int i = 0; i < st->output_count; i++) {
+        const bw_plan_tensor *t = &st->outputs[i];
+        float *to = (float *)lane->values[t->value].data + (size_t)first * t->channels * t->pixels;
+        for (uint32_t k = 0; k < images; k++, to += t->channels * t->pixels)
+            bw_to_channels_first((const float *)(lane->stages[stage].out + k * out_bytes + t->offset), t->channels,
+                                 t->pixels, to);
+    }
+}
+
+/* One submission, waited for until the deadline. A run that is late is cancelled before its buffers are used again. */
+static bw_status run_images(bw_session *s, bw_lane *lane, int stage, uint32_t images, uint64_t deadline,
+                            bw_timing *timing, bw_error *err)
+{
+    bw_lane_stage *l = &lane->stages[stage];
+    uint64_t now = bw_now_ns();
+    if (deadline && now >= deadline)
+        return late(stage, err);
+    /* Nothing of the run before may be read again, whatever a program leaves out. */
+    memset(l->out, 0, (size_t)(images * bw_image_program(s->images[stage])->header->out_bytes));
+    bw_fence *fence;
+    bw_status status = bw_image_submit(s->images[stage], l->in, l->out, images, &fence, err);
+    if (status)
+        return status;
+    status = bw_fence_wait(fence, deadline ? deadline - now : 0, err);
+    if (status != BW_TIMEOUT) {
+        uint64_t queued = 0, running = 0;
+        bw_fence_times(fence, &queued, &running);
+        timing->device_queue += queued;
+        timing->device_run += running;
+    } else {
+        bw_fence_cancel(fence);
+        status = late(stage, err);
+    }
+    bw_fence_release(fence);
+    return status;
+}
+
+static bw_status run_device(bw_session *s, bw_lane *lane, int stage, uint64_t deadline, bw_timing *timing,
+                            bw_error *err)
+{
+    const bw_plan_stage *st = &s->plan.stages[stage];
+    int64_t batch;
+    bw_status status = check_inputs(s, lane, stage, &batch, err);
+    for (int i = 0; i < st->output_count && !status; i++) {
+        const bw_plan_tensor *t = &st->outputs[i];
+        int64_t dims[4];
+        memcpy(dims, t->dims, sizeof dims);
+        dims[0] = batch;
+        status = bw_array_alloc(&lane->values[t->value], BW_F32, t->rank, dims, err);
+    }
+    for (int64_t first = 0; first < batch && !status;) {
+        uint32_t images = batch - first < s->chunk[stage] ? (uint32_t)(batch - first) : s->chunk[stage];
+        status = room_for(s, lane, stage, images, err);
+        if (status)
+            break;
+        gather(s, lane, stage, first, images);
+        status = run_images(s, lane, stage, images, deadline, timing, err);
+        if (!status)
+            scatter(s, lane, stage, first, images);
+        first += images;
+    }
+    return status;
+}
+
+bw_status bw_lane_run(bw_session *s, bw_lane *lane, int last, uint64_t deadline, bw_timing *timing, bw_error *err)
+{
+    const bw_plan *p = &s->plan;
+    int seen_device = 0;
+    for (int i = 0; i <= last; i++) {
+        uint64_t start = bw_now_ns(), device = timing->device_queue + timing->device_run;
+        if (deadline && start >= deadline)
+            return late(i, err);
+        bw_status status =
+            p->stages[i].device ? run_device(s, lane, i, deadline, timing, err) : run_cpu(s, lane, i, deadline, err);
+        if (status)
+            return status;
+        for (int k = 0; k < p->stages[i].input_count; k++) {
+            int v = p->stages[i].inputs[k].value;
+            if (p->values[v].last_use == i)
+                drop_value(lane, v);
+        }
+        /* What a device stage takes beyond its device time is conversion on this side. */
+        uint64_t took = bw_now_ns() - start;
+        device = timing->device_queue + timing->device_run - device;
+        uint64_t cpu = took > device ? took - device : 0;
+        if (seen_device)
+            timing->cpu_after += cpu;
+        else
+            timing->cpu_before += cpu;
+        seen_device |= p->stages[i].device;
+    }
+    return BW_OK;
+}

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Inside of host/session: the session and its lanes. A lane is what one run at a time needs: an executor for each CPU
+ * stage, buffers for each device stage. Lanes are made when concurrency asks for them and kept for the next run. */
+#ifndef BW_HOST_SESSION_LANE_H
+#define BW_HOST_SESSION_LANE_H
+
+#include <pthread.h>
+
+#include "hal/hal.h"
+#include "host/session_plan.h"
+
+typedef struct bw_lane_stage {
+    bw_executor *executor;
+    uint8_t *in, *out; /* capacity images each */
+    uint32_t capacity;
+} bw_lane_stage;
+
+typedef struct bw_lane {
+    struct bw_lane *next;
+    bw_lane_stage *stages; /* one per stage of the plan */
+    bw_array *values;      /* one per value of the plan; zeroed between runs */
+    uint8_t *borrowed;     /* values[i].data belongs to the caller */
+} bw_lane;
+
+struct bw_session {
+    bw_plan plan;
+    bw_image **images;    /* one per stage; NULL for CPU stages */
+    uint32_t *chunk;      /* images that go to the device at once, per stage */
+    int64_t fixed_batch;  /* all inputs and outputs have this batch; 0: they do not fix it */
+    pthread_mutex_t lock; /* of the list of lanes */
+    bw_lane *idle;
+};
+
+bw_status bw_lane_take(bw_session *s, bw_lane **lane, bw_error *err);
+void bw_lane_give(bw_session *s, bw_lane *lane);
+void bw_lane_free(bw_session *s, bw_lane *lane);
+
+/* Runs stages 0..last on the lane's values; times are added up. */
+bw_status bw_lane_run(bw_session *s, bw_lane *lane, int last, uint64_t deadline_ns, bw_timing *timing, bw_error *err);
+
+#endif
