@@ -66,6 +66,10 @@ typedef struct bw_npy_spec {
     int rank;
     int64_t dims[BW_RANK_MAX];
 } bw_npy_spec;
+#define BW_NPY_WRITE_HEADER_MAX 1024
+/* The header alone, for streams: header_size bytes of `header`; data_bytes of elements are to follow. */
+bw_status bw_npy_make_header(const bw_npy_spec *spec, uint8_t header[BW_NPY_WRITE_HEADER_MAX], size_t *header_size,
+                             uint64_t *data_bytes, bw_error *err);
 /* BW_INVALID_ARGUMENT: several arrays for a .npy file. BW_IO, BW_PERMISSION, BW_NO_MEMORY. */
 bw_status bw_npy_create(const char *path, const bw_npy_spec *specs, int count, bw_npy_writer **writer, bw_error *err);
 bw_status bw_npy_append(bw_npy_writer *writer, int index, const void *elements, size_t bytes, bw_error *err);

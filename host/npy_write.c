@@ -17,8 +17,8 @@
 enum { LOCAL_SIZE = 30, LOCAL_EXTRA = 20, CENTRAL_SIZE = 46, CENTRAL_EXTRA = 28, END_SIZE = 22 };
 
 typedef struct member {
-    char name[260];       /* with ".npy" */
-    uint8_t header[1024]; /* the array's */
+    char name[260];                          /* with ".npy" */
+    uint8_t header[BW_NPY_WRITE_HEADER_MAX]; /* the array's */
     size_t header_size;
     uint64_t local;      /* offset of the local header; unused in a .npy */
     uint64_t data, size; /* offset and bytes of the elements */
@@ -68,32 +68,36 @@ static bw_status write_at(const bw_npy_writer *w, uint64_t at, const void *bytes
     return BW_OK;
 }
 
-/* The array's header, blanks up to a multiple of 64 as NumPy writes them. */
-static bw_status make_header(const bw_npy_spec *spec, member *m, bw_error *err)
+/* Blanks up to a multiple of 64, as NumPy writes them. */
+bw_status bw_npy_make_header(const bw_npy_spec *spec, uint8_t header[BW_NPY_WRITE_HEADER_MAX], size_t *header_size,
+                             uint64_t *data_bytes, bw_error *err)
 {
+    if ((spec->dtype != BW_F32 && spec->dtype != BW_I64) || spec->rank < 0 || spec->rank > BW_RANK_MAX)
+        return bw_fail(err, BW_INVALID_ARGUMENT, "array '%s' of %s, rank %d: expected fp32 or int64, rank 0 to %d",
+                       spec->name, bw_dtype_name(spec->dtype), spec->rank, BW_RANK_MAX);
     char text[900];
     int at = snprintf(text, sizeof text, "{'descr': '%s', 'fortran_order': False, 'shape': (",
                       spec->dtype == BW_I64 ? "<i8" : "<f4");
-    m->size = bw_dtype_size(spec->dtype);
+    uint64_t size = bw_dtype_size(spec->dtype);
     for (int i = 0; i < spec->rank; i++) {
         at += snprintf(text + at, sizeof text - (size_t)at, "%" PRId64 "%s", spec->dims[i],
                        i + 1 < spec->rank ? ", "
                        : spec->rank == 1  ? ","
                                           : "");
-        if (spec->dims[i] < 0 || __builtin_mul_overflow(m->size, (uint64_t)spec->dims[i], &m->size) ||
-            m->size > (uint64_t)INT64_MAX / 4)
+        if (spec->dims[i] < 0 || __builtin_mul_overflow(size, (uint64_t)spec->dims[i], &size) ||
+            size > (uint64_t)INT64_MAX / 4)
             return bw_fail(err, BW_INVALID_ARGUMENT, "array '%s' is too large to write", spec->name);
     }
     at += snprintf(text + at, sizeof text - (size_t)at, "), }");
     size_t length = ((size_t)at + 1 + 10 + 63) / 64 * 64 - 10;
-    memcpy(m->header, "\x93NUMPY\x01\x00", 8);
-    m->header[8] = (uint8_t)length;
-    m->header[9] = (uint8_t)(length >> 8);
-    memset(m->header + 10, ' ', length);
-    memcpy(m->header + 10, text, (size_t)at);
-    m->header[10 + length - 1] = '\n';
-    m->header_size = 10 + length;
-    m->crc = (uint32_t)crc32_z(0, m->header, m->header_size);
+    memcpy(header, "\x93NUMPY\x01\x00", 8);
+    header[8] = (uint8_t)length;
+    header[9] = (uint8_t)(length >> 8);
+    memset(header + 10, ' ', length);
+    memcpy(header + 10, text, (size_t)at);
+    header[10 + length - 1] = '\n';
+    *header_size = 10 + length;
+    *data_bytes = size;
     return BW_OK;
 }
 
@@ -102,18 +106,16 @@ static bw_status plan(bw_npy_writer *w, const bw_npy_spec *specs, bw_error *err)
     uint64_t at = 0;
     for (int i = 0; i < w->count; i++) {
         member *m = &w->members[i];
-        if ((specs[i].dtype != BW_F32 && specs[i].dtype != BW_I64) || specs[i].rank < 0 || specs[i].rank > BW_RANK_MAX)
-            return bw_fail(err, BW_INVALID_ARGUMENT, "array '%s' of %s, rank %d: expected fp32 or int64, rank 0 to %d",
-                           specs[i].name, bw_dtype_name(specs[i].dtype), specs[i].rank, BW_RANK_MAX);
         size_t n = strlen(specs[i].name);
         if (n + 4 >= sizeof m->name)
             return bw_fail(err, BW_INVALID_ARGUMENT, "array name of %zu characters, at most 250 fit", n);
         snprintf(m->name, sizeof m->name, "%s.npy", specs[i].name);
         for (char *c = m->name; *c; c++) /* a '/' would make a folder of it */
             *c = *c == '/' || *c == '\\' ? '_' : *c;
-        bw_status status = make_header(&specs[i], m, err);
+        bw_status status = bw_npy_make_header(&specs[i], m->header, &m->header_size, &m->size, err);
         if (status)
             return status;
+        m->crc = (uint32_t)crc32_z(0, m->header, m->header_size);
         m->local = at;
         if (w->zip)
             at += LOCAL_SIZE + strlen(m->name) + LOCAL_EXTRA;
