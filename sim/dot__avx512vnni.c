@@ -166,63 +166,88 @@ static void dot16(const bw_dot_args *g)
     words[g->pixels - 1](g);
 }
 
-/* --- panels --------------------------------------------------------------------------------------------------------
+/* --- codes ---------------------------------------------------------------------------------------------------------
  */
 
-static void pack8(const bw_pack_args *g)
+/* The values of up to 64 codes of a TABLE format, 16 bits each; what lies above six bits of a code does not count. */
+typedef struct lookup {
+    __m512i low, high;
+} lookup;
+
+INLINE lookup load_lookup(const int16_t *values)
 {
-    const __m128i ones = _mm_set1_epi8(1);
-    const size_t block = g->block, step = g->pixels * block;
-    int8_t *out = g->out;
-    for (size_t k = 0; k < g->count; k++, out += step) {
-        __m128i sum = _mm_setzero_si128();
-        if (!g->codes) {
-            for (size_t i = 0; i < block; i += 16)
-                _mm_storeu_si128((__m128i *)(void *)(out + i), sum);
-            g->offset[k * g->pixels] = 0;
-            g->scale[k * g->pixels] = 127 << 23;
-            continue;
-        }
-        const uint8_t *codes = g->codes + k * block;
-        for (size_t i = 0; i < block; i += 16) {
-            __m128i c;
-            if (g->values) {
-                int8_t decoded[16];
-                for (size_t j = 0; j < 16; j++)
-                    decoded[j] = (int8_t)g->values[codes[i + j]];
-                c = _mm_loadu_si128((const __m128i *)(const void *)decoded);
-            } else {
-                c = _mm_loadu_si128((const __m128i *)(const void *)(codes + i));
-            }
-            _mm_storeu_si128((__m128i *)(void *)(out + i), c);
-            sum = _mm_dpbusd_epi32(sum, ones, c);
-        }
-        sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4E));
-        sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xB1));
-        g->offset[k * g->pixels] = -128 * _mm_cvtsi128_si32(sum);
-        g->scale[k * g->pixels] = (int32_t)((uint32_t)(127 + g->exps[k]) << 23);
+    lookup t = {_mm512_loadu_si512(values), _mm512_loadu_si512(values + 32)};
+    return t;
+}
+
+INLINE __m512i look_up(const lookup *t, __m512i codes)
+{
+    return _mm512_permutex2var_epi16(t->low, codes, t->high);
+}
+
+INLINE __m512i load_bytes(const uint8_t *codes) /* 32, zero-extended */
+{
+    return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)codes));
+}
+
+static void unpack4(const bw_format_traits *t, const uint8_t *packed, size_t count, uint8_t *codes)
+{
+    const __m512i nibbles = _mm512_set1_epi16(0x0F0F);
+    const __m512i sign = _mm512_set1_epi8(t->kind == BW_KIND_INT ? 8 : 0);
+    for (size_t i = 0; i < count; i += 64) {
+        __m512i w = load_bytes(packed + i / 2);
+        w = _mm512_and_si512(_mm512_or_si512(w, _mm512_slli_epi16(w, 4)), nibbles);
+        w = _mm512_sub_epi8(_mm512_xor_si512(w, sign), sign);
+        _mm512_storeu_si512(codes + i, w);
     }
 }
 
-static void pack16(const bw_pack_args *g)
+/* 32 codes are 4 * bits bytes: two loads of 16 bytes hold 16 codes each, eight to a 128-bit lane. Each code's two bytes
+ * go to a 16-bit lane, its bits to the lane's top, and back down with or without sign. */
+INLINE void unpack32(const uint8_t *packed, unsigned bits, __m512i pick, __m512i up, int is_signed, uint8_t *codes)
 {
-    const size_t block = g->block, step = g->pixels * block;
-    int16_t *out = g->out;
-    for (size_t k = 0; k < g->count; k++, out += step) {
-        g->scale[k * g->pixels] = (int32_t)((uint32_t)(127 + (g->codes ? g->exps[k] : 0)) << 23);
-        if (!g->codes) {
-            memset(out, 0, block * sizeof *out);
-            continue;
-        }
-        const uint8_t *codes = g->codes + k * block;
-        if (g->values) {
-            for (size_t i = 0; i < block; i++)
-                out[i] = g->values[codes[i]];
-        } else {
-            for (size_t i = 0; i < block; i += 16)
-                _mm256_storeu_si256((__m256i *)(void *)(out + i),
-                                    _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(codes + i))));
-        }
+    const __m256i lo = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)packed));
+    const __m256i hi = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(packed + 2 * bits)));
+    const __m128i down = _mm_cvtsi32_si128(16 - (int)bits);
+    __m512i w = _mm512_shuffle_epi8(_mm512_inserti64x4(_mm512_castsi256_si512(lo), hi, 1), pick);
+    w = _mm512_sllv_epi16(w, up);
+    w = is_signed ? _mm512_sra_epi16(w, down) : _mm512_srl_epi16(w, down);
+    _mm256_storeu_si256((__m256i *)(void *)codes, _mm512_cvtepi16_epi8(w));
+}
+
+static void unpack(const bw_format_traits *t, const uint8_t *packed, size_t count, uint8_t *codes)
+{
+    const unsigned bits = t->code_bits;
+    if (bits == 4) {
+        unpack4(t, packed, count, codes);
+        return;
+    }
+    uint8_t pick_bytes[64];
+    uint16_t up_words[32];
+    for (unsigned i = 0; i < 32; i++) {
+        const unsigned bit = i % 16 * bits;
+        pick_bytes[2 * i] = (uint8_t)(bit / 8);
+        pick_bytes[2 * i + 1] = (uint8_t)(bit / 8 + 1);
+        up_words[i] = (uint16_t)(16 - bits - bit % 8);
+    }
+    const __m512i pick = _mm512_loadu_si512(pick_bytes), up = _mm512_loadu_si512(up_words);
+    const int is_signed = t->kind == BW_KIND_INT;
+    size_t i = 0;
+    for (; i + 64 <= count; i += 32) /* reads up to 10 bytes past its own, which are there but for the last */
+        unpack32(packed + i * bits / 8, bits, pick, up, is_signed, codes + i);
+    for (; i < count; i += 32) {
+        uint8_t part[64] = {0};
+        memcpy(part, packed + i * bits / 8, 4 * bits);
+        unpack32(part, bits, pick, up, is_signed, codes + i);
+    }
+}
+
+static void map8(const int16_t *values, size_t count, uint8_t *codes)
+{
+    const lookup t = load_lookup(values);
+    for (size_t i = 0; i < count; i += 32) {
+        __m256i v = _mm512_cvtepi16_epi8(look_up(&t, load_bytes(codes + i)));
+        _mm256_storeu_si256((__m256i *)(void *)(codes + i), v);
     }
 }
 
@@ -231,14 +256,13 @@ static void widen(const uint8_t *codes, const int16_t *values, size_t blocks, si
 {
     const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    static const int16_t none[64];
+    const lookup t = load_lookup(values ? values : none);
     for (size_t q = 0; q < blocks * block / 4; q++, codes += 64, out += 64) {
         __m512i lo, hi;
         if (values) {
-            int16_t wide[64];
-            for (size_t j = 0; j < 64; j++)
-                wide[j] = values[codes[j]];
-            lo = _mm512_loadu_si512(wide);
-            hi = _mm512_loadu_si512(wide + 32);
+            lo = look_up(&t, load_bytes(codes));
+            hi = look_up(&t, load_bytes(codes + 32));
         } else {
             lo = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)codes));
             hi = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(codes + 32)));
@@ -248,12 +272,91 @@ static void widen(const uint8_t *codes, const int16_t *values, size_t blocks, si
     }
 }
 
+/* --- panels --------------------------------------------------------------------------------------------------------
+ */
+
+INLINE int32_t sum_lanes(__m128i sum)
+{
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4E));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xB1));
+    return _mm_cvtsi128_si32(sum);
+}
+
+INLINE int32_t scale_of(int e)
+{
+    return (int32_t)((uint32_t)(127 + e) << 23);
+}
+
+static void pack8(const bw_pack_args *g)
+{
+    const __m128i ones = _mm_set1_epi8(1);
+    const size_t block = g->block, step = g->pixels * block;
+    int8_t *out = g->out;
+    if (!g->codes) {
+        for (size_t k = 0; k < g->count; k++, out += step) {
+            for (size_t i = 0; i < block; i += 16)
+                _mm_storeu_si128((__m128i *)(void *)(out + i), _mm_setzero_si128());
+            g->offset[k * g->pixels] = 0;
+            g->scale[k * g->pixels] = scale_of(0);
+        }
+    } else if (g->values) { /* MX: blocks of 32 */
+        const lookup t = load_lookup(g->values);
+        for (size_t k = 0; k < g->count; k++, out += step) {
+            __m256i sum = _mm256_setzero_si256();
+            for (size_t i = 0; i < block; i += 32) {
+                __m256i c = _mm512_cvtepi16_epi8(look_up(&t, load_bytes(g->codes + k * block + i)));
+                _mm256_storeu_si256((__m256i *)(void *)(out + i), c);
+                sum = _mm256_dpbusd_epi32(sum, _mm256_set1_epi8(1), c);
+            }
+            g->offset[k * g->pixels] =
+                -128 * sum_lanes(_mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1)));
+            g->scale[k * g->pixels] = scale_of(g->exps[k]);
+        }
+    } else {
+        for (size_t k = 0; k < g->count; k++, out += step) {
+            __m128i sum = _mm_setzero_si128();
+            for (size_t i = 0; i < block; i += 16) {
+                __m128i c = _mm_loadu_si128((const __m128i *)(const void *)(g->codes + k * block + i));
+                _mm_storeu_si128((__m128i *)(void *)(out + i), c);
+                sum = _mm_dpbusd_epi32(sum, ones, c);
+            }
+            g->offset[k * g->pixels] = -128 * sum_lanes(sum);
+            g->scale[k * g->pixels] = scale_of(g->exps[k]);
+        }
+    }
+}
+
+static void pack16(const bw_pack_args *g)
+{
+    const size_t block = g->block, step = g->pixels * block;
+    static const int16_t none[64];
+    const lookup t = load_lookup(g->values ? g->values : none);
+    int16_t *out = g->out;
+    for (size_t k = 0; k < g->count; k++, out += step) {
+        g->scale[k * g->pixels] = scale_of(g->codes ? g->exps[k] : 0);
+        if (!g->codes) {
+            memset(out, 0, block * sizeof *out);
+            continue;
+        }
+        const uint8_t *codes = g->codes + k * block;
+        if (g->values) {
+            for (size_t i = 0; i < block; i += 32)
+                _mm512_storeu_si512(out + i, look_up(&t, load_bytes(codes + i)));
+        } else {
+            for (size_t i = 0; i < block; i += 16)
+                _mm256_storeu_si256((__m256i *)(void *)(out + i),
+                                    _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(codes + i))));
+        }
+    }
+}
+
 const bw_dot_kernels bw_dot_avx512vnni = {
     .group = BW_GROUP_MAX,
     .dot8 = dot8,
     .pack8 = pack8,
     .dot16 = dot16,
     .pack16 = pack16,
-    .unpack = bw_unpack,
+    .unpack = unpack,
+    .map8 = map8,
     .widen = widen,
 };

@@ -106,6 +106,7 @@ typedef struct bw_dot_kernels {
     void (*pack8)(const bw_pack_args *args); /* NULL with dot8 */
     void (*dot16)(const bw_dot_args *args);
     void (*pack16)(const bw_pack_args *args);
+    void (*map8)(const int16_t *values, size_t count, uint8_t *codes); /* in place; NULL with dot8 */
     /* count packed weight codes (a multiple of 256) of code_bits each to bytes, in order. */
     void (*unpack)(const bw_format_traits *t, const uint8_t *packed, size_t count, uint8_t *codes);
     /* count weight bytes (canonical order, blocks of 16 x block) to S16 order. */

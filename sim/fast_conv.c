@@ -176,25 +176,41 @@ static place place_of(const bw_plan *plan, size_t pixel)
     return p;
 }
 
+static void next_place(const bw_plan *plan, place *p)
+{
+    if (++p->x == plan->ins->out0.width) {
+        p->x = 0;
+        if (++p->y == plan->ins->out0.height) {
+            p->y = 0;
+            p->image++;
+        }
+    }
+}
+
 /* The pixels of an item fall into groups of about equal size, one kernel call each. */
 static size_t group_start(size_t pixels, size_t groups, size_t g)
 {
     return pixels * g / groups;
 }
 
+/* Where in the kernel window a part of the reduction starts. */
+typedef struct window_start {
+    size_t ky, kx, first; /* tap, and its first block */
+} window_start;
+
 /* Packs blocks k0 .. k0 + count of the reduction of group `cg` for one pixel. */
-static void pack_pixel(const job *j, size_t cg, place at, size_t k0, size_t count, bw_pack_args args)
+static void pack_pixel(const job *j, size_t cg, place at, size_t k0, size_t count, window_start start,
+                       bw_pack_args args)
 {
     const bw_plan *plan = j->plan;
     const bw_instruction *ins = plan->ins;
     const size_t kb = plan->group_blocks, wide = code_bytes(plan->dot), end = k0 + count;
+    const int64_t y0 = (int64_t)at.y * ins->stride_y + ins->origin_y;
+    const int64_t x0 = (int64_t)at.x * ins->stride_x + ins->origin_x;
     uint8_t *out = args.out;
+    size_t first = start.first, ky = start.ky, kx = start.kx;
     for (size_t k = k0; k < end; k += args.count) {
-        const size_t tap = k / kb, first = k % kb;
-        const int64_t y =
-            (int64_t)at.y * ins->stride_y + ins->origin_y + (int64_t)(tap / ins->kernel_x) * ins->dilation_y;
-        const int64_t x =
-            (int64_t)at.x * ins->stride_x + ins->origin_x + (int64_t)(tap % ins->kernel_x) * ins->dilation_x;
+        const int64_t y = y0 + (int64_t)ky * ins->dilation_y, x = x0 + (int64_t)kx * ins->dilation_x;
         args.count = kb - first < end - k ? kb - first : end - k;
         args.codes = NULL;
         if (y >= 0 && y < ins->in.height && x >= 0 && x < ins->in.width) {
@@ -211,6 +227,11 @@ static void pack_pixel(const job *j, size_t cg, place at, size_t k0, size_t coun
         out += args.count * args.pixels * args.block * wide;
         args.offset += args.count * args.pixels;
         args.scale += args.count * args.pixels;
+        first = 0;
+        if (++kx == ins->kernel_x) {
+            kx = 0;
+            ky++;
+        }
     }
 }
 
@@ -230,9 +251,8 @@ static const void *tile_weights(const job *j, size_t tile, size_t k0, size_t cou
     }
     switch (plan->dot) {
     case BW_DOT_S8:
-        if (values)
-            for (size_t i = 0; i < codes; i++)
-                s->bytes[i] = (uint8_t)values[bytes[i]];
+        if (values) /* at most six bits: unpacked above */
+            dots->map8(values, codes, s->bytes);
         return bytes;
     case BW_DOT_S16:
         dots->widen(bytes, values, count, block, (int16_t *)(void *)s->weights);
@@ -261,15 +281,18 @@ static void accumulate(const job *j, size_t cg, size_t first, size_t pixels, siz
     }
     for (size_t k0 = 0; k0 < plan->reduction; k0 += plan->chunk) {
         const size_t count = plan->reduction - k0 < plan->chunk ? plan->reduction - k0 : plan->chunk;
+        const size_t tap = k0 / plan->group_blocks;
+        const window_start w = {tap / plan->ins->kernel_x, tap % plan->ins->kernel_x, k0 % plan->group_blocks};
+        place at = place_of(plan, first);
         for (size_t g = 0; g < groups; g++) {
             const size_t start = group_start(pixels, groups, g), n = group_start(pixels, groups, g + 1) - start;
             bw_pack_args args = {.block = block, .pixels = n};
             args.values = in->kind == BW_KIND_TABLE ? j->engine->tables->values16[in->format] : NULL;
-            for (size_t p = 0; p < n; p++) {
+            for (size_t p = 0; p < n; p++, next_place(plan, &at)) {
                 args.out = s->codes + (start * count + p) * block * wide;
                 args.offset = s->offset + start * count + p;
                 args.scale = s->scale + start * count + p;
-                pack_pixel(j, cg, place_of(plan, first + start + p), k0, count, args);
+                pack_pixel(j, cg, at, k0, count, w, args);
             }
         }
         for (size_t t = t0; t < t1; t++) {
@@ -327,8 +350,8 @@ static void run_item(void *context, size_t item, unsigned thread)
     const size_t t0 = cg * plan->group_tiles + c0 / BW_OUTPUT_TILE, t1 = t0 + divide_up(n, BW_OUTPUT_TILE);
     const size_t stride = acc_stride(plan, j->cut.span);
     accumulate(j, cg, first, pixels, t0, t1, &s, s.acc, stride);
-    for (size_t p = 0; p < pixels; p++) {
-        place at = place_of(plan, first + p);
+    place at = place_of(plan, first);
+    for (size_t p = 0; p < pixels; p++, next_place(plan, &at)) {
         bw_fast_finish(j->engine, plan, at.image, at.y, at.x, cg * plan->group_channels + c0, n, s.acc + p * stride,
                        s.spare);
     }

@@ -176,6 +176,34 @@ static void rows_arithmetic(void **state)
     (void)state;
 }
 
+/* --- weight codes ----------------------------------------------------------------------------------------------------
+ */
+
+static void unpack_equals_formats(void **state)
+{
+    const bw_dot_kernels *kernels[] = {&bw_dot_portable, &bw_dot_avx2, &bw_dot_avx512vnni};
+    for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa <= BW_SIM_ISA_AVX512VNNI; isa++)
+        for (int f = 0; f < BW_FORMAT_LIMIT; f++) {
+            const bw_format_traits *t = bw_format_get((bw_format)f);
+            if (!bw_sim_isa_available(isa) || !t || t->device_bytes != 1 || t->code_bits == 8)
+                continue;
+            for (size_t count = 256; count <= 1024; count += 256) {
+                const size_t size = bw_packed_size(t, count); /* exact, so that a sanitizer sees over-reads */
+                uint8_t *packed = malloc(size), *codes = malloc(count), *expected = malloc(count);
+                assert_true(packed && codes && expected);
+                for (size_t i = 0; i < size; i++)
+                    packed[i] = (uint8_t)random_u32();
+                kernels[isa - 1]->unpack(t, packed, count, codes);
+                bw_unpack(t, packed, count, expected);
+                assert_memory_equal(codes, expected, count);
+                free(packed);
+                free(codes);
+                free(expected);
+            }
+        }
+    (void)state;
+}
+
 /* --- pool -----------------------------------------------------------------------------------------------------------
  */
 
@@ -431,10 +459,10 @@ static void concurrent_runs_queue(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rows_equal_formats),       cmocka_unit_test(rows_arithmetic),
-        cmocka_unit_test(pool_does_each_item_once), cmocka_unit_test(runs_give_the_same_bits),
-        cmocka_unit_test(engine_is_reusable),       cmocka_unit_test(refuses_and_cancels),
-        cmocka_unit_test(concurrent_runs_queue),
+        cmocka_unit_test(rows_equal_formats),      cmocka_unit_test(rows_arithmetic),
+        cmocka_unit_test(unpack_equals_formats),   cmocka_unit_test(pool_does_each_item_once),
+        cmocka_unit_test(runs_give_the_same_bits), cmocka_unit_test(engine_is_reusable),
+        cmocka_unit_test(refuses_and_cancels),     cmocka_unit_test(concurrent_runs_queue),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
