@@ -1,0 +1,363 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The device conformance suite: every device that the HAL sees computes the same bits as the reference interpreter, on
+ * random programs within what it offers, and keeps the HAL's promises. BW_DEVICES="URI URI..." chooses other devices;
+ * BW_LONG runs more programs. A backend that cannot be used is a SKIP with its reason.
+ */
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "hal/base.h"
+#include "hal/hal.h"
+#include "sim/sim.h"
+#include "tests/support/compare.h"
+#include "tests/support/random_program.h"
+
+#define MS          UINT64_C(1000000)
+#define DEVICES_MAX 16
+
+static char uris[DEVICES_MAX][128];
+static unsigned uri_count;
+
+static bw_device *open_device(void **state)
+{
+    bw_device *dev;
+    bw_error err = {BW_OK, ""};
+    if (bw_device_open(*state, &dev, &err))
+        fail_msg("%s", err.message);
+    return dev;
+}
+
+static bw_device_info info_of(bw_device *dev)
+{
+    bw_device_info info;
+    bw_error err = {BW_OK, ""};
+    if (bw_device_info_get(dev, &info, &err))
+        fail_msg("%s", err.message);
+    return info;
+}
+
+/* A random program that the device can run. Returns 0. Used from several threads: no assertions. */
+static int random_case(bw_device *dev, uint64_t seed, struct bw_random_case *c)
+{
+    bw_device_info info;
+    if (bw_device_info_get(dev, &info, NULL))
+        return -1;
+    struct bw_random_options options = {
+        .opcodes = info.offers.opcodes, .formats = info.offers.formats, .blocks = info.offers.blocks, .max_batch = 4};
+    return bw_random_case_make(seed, &options, c);
+}
+
+static void make_case(bw_device *dev, uint64_t seed, struct bw_random_case *c)
+{
+    if (random_case(dev, seed, c))
+        fail_msg("seed %llu: no program", (unsigned long long)seed);
+}
+
+static bw_status run_on_device(const bw_compare_engine *engine, const bw_program *program, const void *constants,
+                               const void *in, void *out, uint32_t batch, bw_error *err)
+{
+    bw_image *image;
+    size_t size = sizeof *program->header + program->header->instruction_count * sizeof(bw_instruction);
+    bw_status status =
+        bw_image_load(engine->user, program->header, size, constants, program->header->const_bytes, &image, err);
+    if (status)
+        return status;
+    status = bw_image_run(image, in, out, batch, 0, err);
+    bw_image_release(image);
+    return status;
+}
+
+/* --- tests ------------------------------------------------------------------------------------------------------ */
+
+static void describes_itself(void **state)
+{
+    bw_device *dev = open_device(state);
+    bw_device_info info = info_of(dev);
+    assert_string_equal(info.uri, *state);
+    assert_true(info.name[0] && info.part[0]);
+    assert_int_equal(strlen(info.interface_id), 36);
+    assert_int_equal(info.offers.isa_version, BW_ISA_VERSION);
+    assert_true(info.offers.formats && info.offers.opcodes && info.offers.blocks);
+    assert_int_equal(info.health, BW_HEALTH_OK);
+    assert_int_equal(info.runs + info.images + info.faults + info.resets + info.memory_used, 0);
+    bw_device_close(dev);
+}
+
+static void same_bits_as_the_reference(void **state)
+{
+    bw_device *dev = open_device(state);
+    bw_compare_engine reference = {.name = "reference", .run = bw_compare_reference};
+    bw_compare_engine device = {.name = *state, .run = run_on_device, .user = dev};
+    const unsigned programs = getenv("BW_LONG") ? 1500 : 80;
+    for (uint64_t seed = 1; seed <= programs; seed++) {
+        struct bw_random_case c;
+        bw_program program;
+        bw_error err = {BW_OK, ""};
+        char report[BW_COMPARE_REPORT];
+        make_case(dev, seed, &c);
+        if (bw_program_parse(c.program, c.program_size, &program, &err))
+            fail_msg("seed %llu: %s", (unsigned long long)seed, err.message);
+        bw_compare_case compared = {&program, c.constants, c.in, c.batch};
+        if (bw_compare_engines(&compared, &reference, &device, report))
+            fail_msg("seed %llu: %s", (unsigned long long)seed, report);
+        bw_random_case_free(&c);
+    }
+    assert_int_equal(info_of(dev).faults, 0);
+    assert_int_equal(info_of(dev).memory_used, 0);
+    bw_device_close(dev);
+}
+
+/* One loaded program with what the reference makes of it. */
+typedef struct work {
+    struct bw_random_case c;
+    bw_image *image;
+    char *expected;
+    size_t bytes;
+} work;
+
+/* Used from several threads: no assertions. */
+static bw_status load_work(bw_device *dev, uint64_t seed, work *w, bw_error *err)
+{
+    if (random_case(dev, seed, &w->c))
+        return bw_fail(err, BW_INTERNAL, "no program");
+    w->bytes = w->c.batch * w->c.out_bytes;
+    w->expected = malloc(w->bytes);
+    bw_status status =
+        bw_image_load(dev, w->c.program, w->c.program_size, w->c.constants, w->c.constants_size, &w->image, err);
+    if (!status && w->expected)
+        status = bw_reference_run(bw_image_program(w->image), w->c.constants, w->c.in, w->expected, w->c.batch, err);
+    return status ? status : w->expected ? BW_OK : bw_fail(err, BW_NO_MEMORY, "no memory");
+}
+
+static void make_work(bw_device *dev, uint64_t seed, work *w)
+{
+    bw_error err = {BW_OK, ""};
+    if (load_work(dev, seed, w, &err))
+        fail_msg("seed %llu: %s", (unsigned long long)seed, err.message);
+}
+
+static void free_work(work *w)
+{
+    bw_image_release(w->image);
+    bw_random_case_free(&w->c);
+    free(w->expected);
+}
+
+#define IMAGES 3
+
+/* Many runs of several images in flight, waited for in any order. */
+static void many_runs_in_flight(void **state)
+{
+    bw_device *dev = open_device(state);
+    work works[IMAGES];
+    for (int i = 0; i < IMAGES; i++)
+        make_work(dev, 1000 + (uint64_t)i, &works[i]);
+    enum { RUNS = 30 };
+    bw_fence *fences[RUNS];
+    char *outs[RUNS];
+    bw_error err = {BW_OK, ""};
+    for (int k = 0; k < RUNS; k++) {
+        work *w = &works[k % IMAGES];
+        outs[k] = calloc(1, w->bytes);
+        assert_non_null(outs[k]);
+        if (bw_image_submit(w->image, w->c.in, outs[k], w->c.batch, &fences[k], &err))
+            fail_msg("run %d: %s", k, err.message);
+    }
+    for (int k = RUNS - 1; k >= 0; k--) {
+        uint64_t queued, running;
+        if (bw_fence_wait(fences[k], 60000 * MS, &err))
+            fail_msg("run %d: %s", k, err.message);
+        bw_fence_times(fences[k], &queued, &running);
+        assert_true(running > 0);
+        if (memcmp(outs[k], works[k % IMAGES].expected, works[k % IMAGES].bytes) != 0)
+            fail_msg("run %d of image %d: other bits than the reference", k, k % IMAGES);
+        bw_fence_release(fences[k]);
+        free(outs[k]);
+    }
+    assert_int_equal(info_of(dev).runs, RUNS);
+    for (int i = 0; i < IMAGES; i++)
+        free_work(&works[i]);
+    bw_device_close(dev);
+}
+
+typedef struct caller {
+    const char *uri;
+    uint64_t seed;
+    int failures;
+} caller;
+
+/* A user of its own: opens, loads, runs, now and then gives up, closes. */
+static void *use_device(void *user)
+{
+    caller *c = user;
+    bw_device *dev;
+    if (bw_device_open(c->uri, &dev, NULL)) {
+        c->failures = 1000;
+        return NULL;
+    }
+    work w;
+    if (load_work(dev, c->seed, &w, NULL)) {
+        c->failures = 1000;
+        return NULL;
+    }
+    char *out = malloc(w.bytes);
+    for (int i = 0; i < 12 && out; i++) {
+        bw_fence *fence;
+        if (i % 4 == 3) { /* not wanted any more: whatever it did, the buffer is ours again */
+            if (bw_image_submit(w.image, w.c.in, out, w.c.batch, &fence, NULL) == BW_OK)
+                bw_fence_release(fence);
+            continue;
+        }
+        memset(out, 0xee, w.bytes);
+        c->failures += bw_image_run(w.image, w.c.in, out, w.c.batch, 0, NULL) || memcmp(out, w.expected, w.bytes) != 0;
+    }
+    free(out);
+    free_work(&w);
+    bw_device_close(dev);
+    return NULL;
+}
+
+static void several_users(void **state)
+{
+    pthread_t threads[4];
+    caller callers[4];
+    for (int i = 0; i < 4; i++) {
+        callers[i] = (caller){*state, 2000 + (uint64_t)i, 0};
+        assert_int_equal(pthread_create(&threads[i], NULL, use_device, &callers[i]), 0);
+    }
+    for (int i = 0; i < 4; i++) {
+        pthread_join(threads[i], NULL);
+        assert_int_equal(callers[i].failures, 0);
+    }
+}
+
+static void reset_keeps_images_usable(void **state)
+{
+    bw_device *dev = open_device(state);
+    work w;
+    make_work(dev, 3000, &w);
+    char *out = malloc(w.bytes);
+    assert_non_null(out);
+    for (int i = 0; i < 3; i++) {
+        bw_error err = {BW_OK, ""};
+        memset(out, 0xee, w.bytes);
+        if (bw_image_run(w.image, w.c.in, out, w.c.batch, 0, &err))
+            fail_msg("after %d resets: %s", i, err.message);
+        assert_memory_equal(out, w.expected, w.bytes);
+        if (bw_device_reset(dev, &err))
+            fail_msg("%s", err.message);
+        assert_int_equal(info_of(dev).health, BW_HEALTH_OK);
+        assert_int_equal(info_of(dev).resets, i + 1);
+    }
+    free(out);
+    free_work(&w);
+    bw_device_close(dev);
+}
+
+/* A device never runs what the validator has not passed. */
+static void refuses_illegal_programs(void **state)
+{
+    bw_device *dev = open_device(state);
+    struct bw_random_case c;
+    make_case(dev, 4000, &c);
+    bw_image *image;
+    bw_error err = {BW_OK, ""};
+    bw_instruction *ins = (bw_instruction *)(c.program + sizeof(bw_program_header));
+    uint64_t codes = ins->in.codes;
+    ins->in.codes = UINT64_MAX - 63;
+    assert_int_equal(bw_image_load(dev, c.program, c.program_size, c.constants, c.constants_size, &image, &err),
+                     BW_CORRUPT);
+    assert_null(image);
+    ins->in.codes = codes;
+    assert_int_equal(bw_image_load(dev, c.program, c.program_size - 1, c.constants, c.constants_size, &image, &err),
+                     BW_CORRUPT);
+    ((bw_program_header *)c.program)->isa_version++;
+    assert_int_equal(bw_image_load(dev, c.program, c.program_size, c.constants, c.constants_size, &image, &err),
+                     BW_VERSION_MISMATCH);
+    assert_int_equal(info_of(dev).memory_used, 0);
+    bw_random_case_free(&c);
+    bw_device_close(dev);
+}
+
+/* --- devices ---------------------------------------------------------------------------------------------------- */
+
+static int add_uri(const char *uri)
+{
+    if (uri_count == DEVICES_MAX || strlen(uri) >= sizeof uris[0]) {
+        printf("not ok 0 - device %s: more than %d devices, or too long\n", uri, DEVICES_MAX);
+        exit(1);
+    }
+    strcpy(uris[uri_count++], uri);
+    return 0;
+}
+
+static int each(const bw_device_info *info, void *user)
+{
+    (void)user;
+    return add_uri(info->uri);
+}
+
+static void absent(const char *backend, const char *reason, void *user)
+{
+    (void)user;
+    printf("ok 0 - devices of %s # SKIP %s\n", backend, reason);
+}
+
+static int find_devices(void)
+{
+    bw_error err = {BW_OK, ""};
+    const char *env = getenv("BW_DEVICES"), *bin = getenv("BW_BIN");
+    char plugins[1024];
+    if (bin && snprintf(plugins, sizeof plugins, "%s/../lib", bin) < (int)sizeof plugins)
+        setenv("BW_PLUGIN_PATH", plugins, 0); /* the plug-ins of this build */
+    if (env && *env) {
+        char list[1024], *rest = list;
+        snprintf(list, sizeof list, "%s", env);
+        for (char *uri; (uri = strsep(&rest, " "));)
+            if (*uri)
+                add_uri(uri);
+    } else if (bw_device_enumerate(each, absent, NULL, &err)) {
+        printf("not ok 1 - enumerate: %s\n", err.message);
+        return -1;
+    } else {
+        /* The enumerated devices use all threads and the best instruction set: other ways to the same bits. */
+        add_uri("sim:?threads=1&isa=portable");
+        add_uri("sim:u250?threads=3");
+    }
+    return 0;
+}
+
+int main(void)
+{
+    static const struct {
+        const char *name;
+        CMUnitTestFunction run;
+    } cases[] = {
+        {"describes itself", describes_itself},
+        {"same bits as the reference", same_bits_as_the_reference},
+        {"many runs in flight", many_runs_in_flight},
+        {"several users", several_users},
+        {"reset keeps images usable", reset_keeps_images_usable},
+        {"refuses illegal programs", refuses_illegal_programs},
+    };
+    enum { CASES = sizeof cases / sizeof *cases };
+    static char names[DEVICES_MAX][CASES][200];
+    static struct CMUnitTest tests[DEVICES_MAX * CASES];
+    bw_error err;
+    if (bw_sim_register(&err) || find_devices())
+        return 1;
+    for (unsigned d = 0; d < uri_count; d++)
+        for (unsigned i = 0; i < CASES; i++) {
+            snprintf(names[d][i], sizeof names[d][i], "%.128s %s", uris[d], cases[i].name);
+            tests[d * CASES + i] = (struct CMUnitTest){names[d][i], cases[i].run, NULL, NULL, uris[d]};
+        }
+    return _cmocka_run_group_tests("devices", tests, uri_count * CASES, NULL, NULL);
+}
