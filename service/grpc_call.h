@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Private to the gRPC transport: its state, shared by grpc_transport.c (server) and grpc_call.c (calls). */
+#ifndef BW_SERVICE_GRPC_CALL_H
+#define BW_SERVICE_GRPC_CALL_H
+
+#include <grpc/grpc.h>
+#include <pthread.h>
+
+#include "service/listener.h"
+#include "service/transport.h"
+
+#define BW_GRPC_THREADS 16
+
+typedef struct bw_grpc_call bw_grpc_call;
+
+/* What gRPC hands back when an operation has ended. */
+typedef struct bw_grpc_tag {
+    void (*done)(struct bw_grpc_tag *tag, int success);
+    bw_grpc_call *call;
+} bw_grpc_tag;
+
+struct bw_grpc {
+    const bw_service *service;
+    size_t max_message_bytes;
+    uint64_t upload_ns;
+    bw_listener *listener;
+    grpc_server *server;
+    grpc_server_credentials *credentials;
+    grpc_completion_queue *queue, *stop_queue;
+    pthread_t threads[BW_GRPC_THREADS];
+    unsigned thread_count;
+    pthread_t watcher;
+    int watching, refusing, idle;
+    pthread_mutex_t mutex; /* guards what follows */
+    pthread_cond_t wake;
+    int stopping;
+    bw_grpc_call *calls; /* all that live */
+    unsigned call_count;
+};
+
+typedef struct bw_grpc bw_grpc;
+
+/* Keeps one request for the next call posted; non-zero: out of memory. */
+int bw_grpc_request_call(bw_grpc *t);
+/* Cancels calls whose message is not there after upload_ns. t->mutex is held. */
+void bw_grpc_refuse_slow(bw_grpc *t, uint64_t now_ns);
+
+#endif

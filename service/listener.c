@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The listening socket: see service/listener.h. */
+#include "service/listener.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "hal/base.h"
+
+struct bw_listener {
+    int fd, wake;
+    int port;
+    char address[300];
+    int started;
+    int max_fd; /* sockets numbered above this are over the limit */
+    pthread_t thread;
+    void (*accepted)(int fd, void *user);
+    void *user;
+};
+
+/* Splits "HOST:PORT"; brackets around the host are dropped. */
+static bw_status split_address(const char *address, char *host, size_t host_size, char *port, size_t port_size,
+                               bw_error *err)
+{
+    const char *colon = strrchr(address, ':');
+    size_t host_len = colon ? (size_t)(colon - address) : 0;
+    const char *start = address;
+    char *end = NULL;
+    long number = colon && colon[1] >= '0' && colon[1] <= '9' ? strtol(colon + 1, &end, 10) : -1;
+    if (!colon || number < 0 || number > 65535 || *end || host_len >= host_size)
+        return bw_fail(
+            err, BW_INVALID_ARGUMENT,
+            "address '%s': expected HOST:PORT with a port of 0..65535, such as 127.0.0.1:50051 or [::]:50051", address);
+    if (host_len >= 2 && start[0] == '[' && start[host_len - 1] == ']') {
+        start++;
+        host_len -= 2;
+    } else if (memchr(start, ':', host_len)) {
+        return bw_fail(err, BW_INVALID_ARGUMENT, "address '%s': write an IPv6 host in brackets, such as [::1]:50051",
+                       address);
+    }
+    if (host_len == 1 && start[0] == '*')
+        host_len = 0;
+    memcpy(host, start, host_len);
+    host[host_len] = 0;
+    snprintf(port, port_size, "%ld", number);
+    return BW_OK;
+}
+
+static bw_status bind_failed(const char *address, int error, bw_error *err)
+{
+    if (error == EADDRINUSE)
+        return bw_fail(err, BW_ALREADY_EXISTS,
+                       "address %s is in use by another process: stop it, or choose another port (0 picks a free one)",
+                       address);
+    if (error == EACCES)
+        return bw_fail(err, BW_PERMISSION, "no permission to listen on %s: ports below 1024 need privileges", address);
+    return bw_fail(err, BW_IO, "cannot listen on %s: %s", address, strerror(error));
+}
+
+static int listen_on(const struct addrinfo *a)
+{
+    int fd = socket(a->ai_family, a->ai_socktype | SOCK_NONBLOCK | SOCK_CLOEXEC, a->ai_protocol);
+    if (fd < 0)
+        return -1;
+    int on = 1, off = 0;
+    /* Restarting over connections in TIME_WAIT is fine; sharing a live port is not: no SO_REUSEPORT. */
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (a->ai_family == AF_INET6)
+        setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
+    if (bind(fd, a->ai_addr, a->ai_addrlen) || listen(fd, 1024)) {
+        int error = errno;
+        close(fd);
+        errno = error;
+        return -1;
+    }
+    return fd;
+}
+
+static void note_address(bw_listener *l)
+{
+    struct sockaddr_storage name;
+    socklen_t size = sizeof name;
+    char host[256] = "?", port[16] = "0";
+    if (!getsockname(l->fd, (struct sockaddr *)&name, &size))
+        getnameinfo((struct sockaddr *)&name, size, host, sizeof host, port, sizeof port,
+                    NI_NUMERICHOST | NI_NUMERICSERV);
+    l->port = atoi(port);
+    snprintf(l->address, sizeof l->address, strchr(host, ':') ? "[%s]:%s" : "%s:%s", host, port);
+}
+
+bw_status bw_listener_open(const char *address, bw_listener **listener, bw_error *err)
+{
+    *listener = NULL;
+    char host[256], port[16];
+    bw_status status = split_address(address, host, sizeof host, port, sizeof port, err);
+    if (status)
+        return status;
+    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
+    struct addrinfo *found = NULL;
+    int code = getaddrinfo(host[0] ? host : NULL, port, &hints, &found);
+    if (code)
+        return bw_fail(err, BW_NOT_FOUND, "address '%s': %s", address, gai_strerror(code));
+    int fd = -1, error = 0;
+    /* For "all interfaces" prefer IPv6, which takes IPv4 connections too. */
+    for (int pass = host[0] ? 1 : 0; pass < 2 && fd < 0; pass++) {
+        for (const struct addrinfo *a = found; a && fd < 0; a = a->ai_next) {
+            if (pass == 0 && a->ai_family != AF_INET6)
+                continue;
+            fd = listen_on(a);
+            error = fd < 0 ? errno : 0;
+        }
+    }
+    freeaddrinfo(found);
+    if (fd < 0)
+        return bind_failed(address, error, err);
+    bw_listener *l = calloc(1, sizeof *l);
+    int wake = l ? eventfd(0, EFD_CLOEXEC) : -1;
+    if (wake < 0) {
+        close(fd);
+        free(l);
+        return bw_fail(err, BW_NO_MEMORY, "out of memory opening the listener");
+    }
+    l->fd = fd;
+    l->wake = wake;
+    note_address(l);
+    *listener = l;
+    return BW_OK;
+}
+
+/* Out of descriptors or memory: the connection waits in the backlog until there is room again. */
+static int worth_waiting(int error)
+{
+    return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
+}
+
+static void *accept_loop(void *arg)
+{
+    bw_listener *l = arg;
+    uint64_t complained_ns = 0;
+    for (;;) {
+        struct pollfd fds[2] = {{l->fd, POLLIN, 0}, {l->wake, POLLIN, 0}};
+        if (poll(fds, 2, -1) < 0 && errno != EINTR)
+            break;
+        if (fds[1].revents)
+            break;
+        if (!fds[0].revents)
+            continue;
+        int fd = accept4(l->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        int error = fd < 0 ? errno : 0;
+        int full = fd >= 0 && fd > l->max_fd;
+        if (full || worth_waiting(error)) {
+            if (full)
+                close(fd);
+            uint64_t now = bw_now_ns();
+            if (now - complained_ns > 10000000000u) {
+                complained_ns = now;
+                bw_log(BW_LOG_WARN, "serve", "too many connections: %s",
+                       full ? "closing new ones" : "new ones wait for a free descriptor");
+            }
+            if (!full) {
+                struct pollfd wake = {l->wake, POLLIN, 0};
+                poll(&wake, 1, 100);
+            }
+            continue;
+        }
+        if (error)
+            continue; /* the peer gave up meanwhile, or a signal */
+        int on = 1;
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        l->accepted(fd, l->user);
+    }
+    return NULL;
+}
+
+bw_status bw_listener_start(bw_listener *l, int max_connections, void (*accepted)(int fd, void *user), void *user,
+                            bw_error *err)
+{
+    /* Descriptors are handed out lowest first: a new one's number tells how many are in use. */
+    int lowest = fcntl(l->fd, F_DUPFD_CLOEXEC, 0);
+    if (lowest >= 0)
+        close(lowest);
+    l->max_fd = (lowest > 0 ? lowest : l->fd) + max_connections - 1;
+    l->accepted = accepted;
+    l->user = user;
+    if (pthread_create(&l->thread, NULL, accept_loop, l))
+        return bw_fail(err, BW_NO_MEMORY, "cannot start the accept thread");
+    l->started = 1;
+    return BW_OK;
+}
+
+const char *bw_listener_address(const bw_listener *l)
+{
+    return l->address;
+}
+
+int bw_listener_port(const bw_listener *l)
+{
+    return l->port;
+}
+
+void bw_listener_close(bw_listener *l)
+{
+    if (!l)
+        return;
+    if (l->started) {
+        uint64_t one = 1;
+        if (write(l->wake, &one, sizeof one) == sizeof one)
+            pthread_join(l->thread, NULL);
+    }
+    close(l->fd);
+    close(l->wake);
+    free(l);
+}

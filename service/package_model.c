@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A model from a package, on one or more devices. */
+#include <stdlib.h>
+
+#include "hal/base.h"
+#include "service/model.h"
+
+typedef struct replica {
+    bw_session *session;
+    atomic_uint runs; /* under way */
+} replica;
+
+typedef struct package_model {
+    bw_package *package;
+    size_t count;
+    replica replicas[];
+} package_model;
+
+static bw_status run(void *self, const bw_array *inputs, bw_array *outputs, const bw_run_options *options,
+                     bw_error *err)
+{
+    package_model *p = self;
+    replica *least = &p->replicas[0];
+    for (size_t i = 1; i < p->count; i++) {
+        if (atomic_load(&p->replicas[i].runs) < atomic_load(&least->runs))
+            least = &p->replicas[i];
+    }
+    atomic_fetch_add(&least->runs, 1);
+    bw_status status = bw_session_run(least->session, inputs, outputs, options, err);
+    atomic_fetch_sub(&least->runs, 1);
+    return status;
+}
+
+static void close_model(void *self)
+{
+    package_model *p = self;
+    for (size_t i = 0; i < p->count; i++)
+        bw_session_close(p->replicas[i].session);
+    bw_package_close(p->package);
+    free(p);
+}
+
+static const bw_model_ops package_ops = {run, close_model};
+
+static const char *device_uri(bw_device *device, bw_device_info *info)
+{
+    return bw_device_info_get(device, info, NULL) ? "?" : info->uri;
+}
+
+/* On every device that can; the last refusal is the error when none can. */
+static bw_status open_sessions(package_model *p, const char *path, bw_device *const *devices, size_t device_count,
+                               bw_error *err)
+{
+    bw_error refusal = {BW_OK, ""};
+    for (size_t i = 0; i < device_count; i++) {
+        bw_device_info info;
+        bw_status status = bw_session_open(p->package, devices[i], &p->replicas[p->count].session, &refusal);
+        if (!status) {
+            p->count++;
+            continue;
+        }
+        if (status != BW_INCOMPATIBLE)
+            return bw_fail(err, status, "%s on %s: %s", path, device_uri(devices[i], &info), refusal.message);
+        if (device_count > 1)
+            bw_log(BW_LOG_INFO, "serve", "%s does not run on %s: %s", path, device_uri(devices[i], &info),
+                   refusal.message);
+    }
+    return p->count ? BW_OK : bw_fail(err, refusal.status, "%s: %s", path, refusal.message);
+}
+
+static bw_status describe(bw_model *m, const bw_session *s, const char *path, bw_error *err)
+{
+    m->name = bw_session_model_name(s);
+    m->version = bw_session_model_version(s);
+    m->input_count = bw_session_input_count(s);
+    m->output_count = bw_session_output_count(s);
+    if (m->input_count < 1 || m->input_count > BW_MODEL_IO_MAX || m->output_count < 1 ||
+        m->output_count > BW_MODEL_IO_MAX)
+        return bw_fail(err, BW_UNSUPPORTED, "%s: %d inputs and %d outputs, the service takes 1..%d of each", path,
+                       m->input_count, m->output_count, BW_MODEL_IO_MAX);
+    for (int i = 0; i < m->input_count; i++) {
+        m->inputs[i] = bw_session_input(s, i);
+        if (m->inputs[i]->dtype != BW_F32)
+            return bw_fail(err, BW_UNSUPPORTED, "%s: input '%s' is %s, the service takes fp32 inputs", path,
+                           m->inputs[i]->name, bw_dtype_name(m->inputs[i]->dtype));
+    }
+    for (int i = 0; i < m->output_count; i++)
+        m->outputs[i] = bw_session_output(s, i);
+    return bw_model_bind_pictures(m, bw_session_preprocess(s), err);
+}
+
+bw_status bw_package_model_open(const char *path, bw_device *const *devices, size_t device_count, bw_model **model,
+                                bw_error *err)
+{
+    *model = NULL;
+    package_model *p = calloc(1, sizeof *p + device_count * sizeof p->replicas[0]);
+    if (!p)
+        return bw_fail(err, BW_NO_MEMORY, "%s: out of memory", path);
+    bw_status status = bw_package_open(path, &p->package, err);
+    if (!status)
+        status = open_sessions(p, path, devices, device_count, err);
+    bw_model *m = status ? NULL : bw_model_new(&package_ops, p);
+    if (!m) {
+        close_model(p);
+        return status ? status : bw_fail(err, BW_NO_MEMORY, "%s: out of memory", path);
+    }
+    status = describe(m, p->replicas[0].session, path, err);
+    if (status) {
+        bw_model_release(m);
+        return status;
+    }
+    *model = m;
+    return BW_OK;
+}

@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The scoring server: see service/server.h. */
+#include "service/server.h"
+
+#include <dirent.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "hal/base.h"
+#include "service/grpc_transport.h"
+#include "service/health.h"
+#include "service/kserve.h"
+#include "service/predict.h"
+
+#define METHODS_MAX 16
+
+struct bw_server {
+    bw_scorer scorer;
+    bw_health_service *health;
+    bw_method methods[METHODS_MAX];
+    bw_service service;
+    bw_grpc *grpc;
+    bw_device **devices;
+    size_t device_count;
+};
+
+static const char *const service_names[] = {"tensorflow.serving.PredictionService", "inference.GRPCInferenceService",
+                                            "grpc.health.v1.Health"};
+
+void bw_server_defaults(bw_server_options *o)
+{
+    static const char *const devices[] = {"sim:"};
+    memset(o, 0, sizeof *o);
+    o->devices = devices;
+    o->device_count = 1;
+    o->grpc_address = "127.0.0.1:50051";
+    o->max_message_mb = 64;
+    o->queue = 256;
+    o->timeout_seconds = 60;
+    o->upload_seconds = 60;
+    o->lame_duck_ms = 1000;
+    o->drain_seconds = 30;
+    o->max_connections = 10000;
+}
+
+/* Pictures and CPU stages want a thread per CPU; one more keeps the device busy meanwhile. */
+static unsigned default_workers(void)
+{
+    cpu_set_t set;
+    int cpus = sched_getaffinity(0, sizeof set, &set) ? 2 : CPU_COUNT(&set);
+    return (unsigned)(cpus > 31 ? 32 : cpus + 1);
+}
+
+static void add_method(bw_server *s, const char *path, void (*handle)(bw_call *, void *), void *user)
+{
+    s->methods[s->service.count++] = (bw_method){path, handle, user};
+}
+
+static void add_methods(bw_server *s)
+{
+    s->service.methods = s->methods;
+    bw_scorer *scorer = &s->scorer;
+    add_method(s, "/tensorflow.serving.PredictionService/Predict", bw_predict_handle, scorer);
+    add_method(s, "/inference.GRPCInferenceService/ModelInfer", bw_kserve_model_infer, scorer);
+    add_method(s, "/inference.GRPCInferenceService/ServerLive", bw_kserve_server_live, scorer);
+    add_method(s, "/inference.GRPCInferenceService/ServerReady", bw_kserve_server_ready, scorer);
+    add_method(s, "/inference.GRPCInferenceService/ModelReady", bw_kserve_model_ready, scorer);
+    add_method(s, "/inference.GRPCInferenceService/ServerMetadata", bw_kserve_server_metadata, scorer);
+    add_method(s, "/inference.GRPCInferenceService/ModelMetadata", bw_kserve_model_metadata, scorer);
+    add_method(s, "/grpc.health.v1.Health/Check", bw_health_check, s->health);
+    add_method(s, "/grpc.health.v1.Health/Watch", bw_health_watch, s->health);
+}
+
+/* The transport is gone: nobody calls in any more. */
+static void free_server(bw_server *s)
+{
+    bw_scheduler_destroy(s->scorer.scheduler);
+    bw_repository_free(s->scorer.repository);
+    bw_health_free(s->health);
+    for (size_t i = 0; i < s->device_count; i++)
+        bw_device_close(s->devices[i]);
+    free(s->devices);
+    free(s);
+}
+
+bw_status bw_server_start(const bw_server_options *o, bw_server **server, bw_error *err)
+{
+    *server = NULL;
+    bw_server *s = calloc(1, sizeof *s);
+    if (!s)
+        return bw_fail(err, BW_NO_MEMORY, "out of memory starting the server");
+    size_t message_bytes = (size_t)o->max_message_mb << 20;
+    s->scorer.tensor_bytes_max = message_bytes * 4; /* bytes of pictures and uint8 become floats */
+    s->scorer.timeout_ns = (uint64_t)o->timeout_seconds * 1000000000u;
+    s->scorer.repository = bw_repository_new();
+    s->health = bw_health_new(service_names, sizeof service_names / sizeof service_names[0]);
+    bw_status status = s->scorer.repository && s->health
+                           ? bw_scheduler_create(o->workers ? o->workers : default_workers(), o->queue,
+                                                 message_bytes * 8, &s->scorer.scheduler, err)
+                           : bw_fail(err, BW_NO_MEMORY, "out of memory starting the server");
+    if (!status) {
+        add_methods(s);
+        bw_grpc_options grpc = {
+            .address = o->grpc_address,
+            .service = &s->service,
+            .max_message_bytes = message_bytes,
+            .upload_seconds = o->upload_seconds,
+            .max_connections = o->max_connections,
+        };
+        status = bw_grpc_start(&grpc, &s->grpc, err);
+    }
+    if (status)
+        free_server(s);
+    else
+        *server = s;
+    return status;
+}
+
+const char *bw_server_grpc_address(const bw_server *s)
+{
+    return bw_grpc_address(s->grpc);
+}
+
+int bw_server_grpc_port(const bw_server *s)
+{
+    return bw_grpc_port(s->grpc);
+}
+
+/* --- models ------------------------------------------------------------------------------------------------------- */
+
+static bw_status open_devices(bw_server *s, const bw_server_options *o, bw_error *err)
+{
+    s->devices = calloc(o->device_count, sizeof *s->devices);
+    if (!s->devices)
+        return bw_fail(err, BW_NO_MEMORY, "out of memory for %zu devices", o->device_count);
+    for (size_t i = 0; i < o->device_count; i++) {
+        bw_status status = bw_device_open(o->devices[i], &s->devices[s->device_count], err);
+        if (status)
+            return status;
+        bw_device_info info;
+        if (!bw_device_info_get(s->devices[s->device_count], &info, NULL))
+            bw_log(BW_LOG_INFO, "serve", "device %s: %s", info.uri, info.name);
+        s->device_count++;
+    }
+    return BW_OK;
+}
+
+bw_status bw_server_add_model(bw_server *s, bw_model *m, bw_error *err)
+{
+    return bw_repository_add(s->scorer.repository, m, err);
+}
+
+void bw_server_set_ready(bw_server *s)
+{
+    bw_repository_set_ready(s->scorer.repository, 1);
+    bw_health_set(s->health, 1);
+}
+
+static bw_status load_package(bw_server *s, const char *path, bw_error *err)
+{
+    bw_model *m;
+    uint64_t started = bw_now_ns();
+    bw_status status = bw_package_model_open(path, s->devices, s->device_count, &m, err);
+    if (status)
+        return status;
+    char list[300];
+    bw_tensor_list(m->inputs, m->input_count, list, sizeof list);
+    bw_log(BW_LOG_INFO, "serve", "model '%s' version %s from %s in %.0f ms: takes %s%s", m->name, m->version, path,
+           (double)(bw_now_ns() - started) / 1e6, list, m->preprocess ? " or pictures" : "");
+    return bw_repository_add(s->scorer.repository, m, err);
+}
+
+static int is_package(const struct dirent *e)
+{
+    size_t n = strlen(e->d_name);
+    return n > 3 && e->d_name[0] != '.' && !strcmp(e->d_name + n - 3, ".bw");
+}
+
+static bw_status load_dir(bw_server *s, const char *dir, int (*interrupted)(void *), void *user, bw_error *err)
+{
+    struct dirent **entries;
+    int count = scandir(dir, &entries, is_package, alphasort);
+    if (count < 0)
+        return bw_fail(err, BW_NOT_FOUND, "--models %s: %m", dir);
+    bw_status status =
+        count ? BW_OK : bw_fail(err, BW_NOT_FOUND, "--models %s: no *.bw in it: put packages there", dir);
+    for (int i = 0; i < count; i++) {
+        char path[4096];
+        if (!status && interrupted && interrupted(user))
+            status = bw_fail(err, BW_CANCELLED, "interrupted while loading");
+        if (!status && snprintf(path, sizeof path, "%s/%s", dir, entries[i]->d_name) < (int)sizeof path)
+            status = load_package(s, path, err);
+        free(entries[i]);
+    }
+    free(entries);
+    return status;
+}
+
+bw_status bw_server_load(bw_server *s, const bw_server_options *o, int (*interrupted)(void *), void *user,
+                         bw_error *err)
+{
+    bw_status status = open_devices(s, o, err);
+    for (size_t i = 0; i < o->package_count && !status; i++) {
+        if (interrupted && interrupted(user))
+            status = bw_fail(err, BW_CANCELLED, "interrupted while loading");
+        else
+            status = load_package(s, o->packages[i], err);
+    }
+    if (!status && o->models_dir)
+        status = load_dir(s, o->models_dir, interrupted, user, err);
+    if (!status && !bw_repository_count(s->scorer.repository))
+        status = bw_fail(err, BW_NOT_FOUND, "no model to serve: name packages, or a directory with --models");
+    if (!status)
+        bw_server_set_ready(s);
+    return status;
+}
+
+/* --- stop --------------------------------------------------------------------------------------------------------- */
+
+static void sleep_ms(int ms)
+{
+    struct timespec t = {ms / 1000, (long)(ms % 1000) * 1000000};
+    nanosleep(&t, NULL);
+}
+
+bw_status bw_server_stop(bw_server *s, const bw_server_options *o, int (*hurry)(void *), void *user, unsigned *cut,
+                         bw_error *err)
+{
+    uint64_t now = bw_now_ns();
+    uint64_t until = now + (uint64_t)o->drain_seconds * 1000000000u;
+    uint64_t duck = now + (uint64_t)o->lame_duck_ms * 1000000u;
+    int in_hurry = 0;
+    *cut = 0;
+    bw_health_set(s->health, 0);
+    while (!in_hurry && (now = bw_now_ns()) < duck && now < until) {
+        sleep_ms(20);
+        in_hurry = hurry && hurry(user);
+    }
+    bw_health_close(s->health);
+    bw_grpc_refuse_new(s->grpc);
+    while (!bw_grpc_idle(s->grpc, 20) && !in_hurry && bw_now_ns() < until)
+        in_hurry = hurry && hurry(user);
+    if (!bw_grpc_idle(s->grpc, 0)) {
+        *cut = bw_grpc_calls(s->grpc);
+        bw_grpc_cancel_all(s->grpc);
+    }
+    /* Runs on a device end with their call's deadline; most are over in no time. */
+    if (!bw_grpc_stop(s->grpc, 2000)) {
+        unsigned waiting, running;
+        bw_scheduler_load(s->scorer.scheduler, &waiting, &running);
+        return bw_fail(err, BW_BUSY, "%u runs on a device did not end in time and were abandoned", running);
+    }
+    free_server(s);
+    return BW_OK;
+}

@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Tensors as they arrive: see service/tensor.h. */
+#include "service/tensor.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/formats.h"
+
+static const bw_element_traits elements[] = {
+#define ROW(name, size, kserve, tf, number) {BW_ELEMENT_##name, size, kserve, tf, number},
+    BW_ELEMENT_LIST(ROW)
+#undef ROW
+};
+#define ELEMENT_COUNT (sizeof elements / sizeof elements[0])
+
+const bw_element_traits *bw_element_get(bw_element element)
+{
+    return element > BW_ELEMENT_NONE && element < BW_ELEMENT_LIMIT ? &elements[element - 1] : NULL;
+}
+
+const bw_element_traits *bw_element_of_tf(int number)
+{
+    for (size_t i = 0; i < ELEMENT_COUNT; i++) {
+        if (elements[i].tf_number == number)
+            return &elements[i];
+    }
+    return NULL;
+}
+
+const bw_element_traits *bw_element_of_kserve(const char *name)
+{
+    for (size_t i = 0; i < ELEMENT_COUNT; i++) {
+        if (!strcmp(elements[i].kserve, name))
+            return &elements[i];
+    }
+    return NULL;
+}
+
+const bw_element_traits *bw_element_of_dtype(bw_dtype dtype)
+{
+    switch (dtype) {
+    case BW_F32:
+        return bw_element_get(BW_ELEMENT_F32);
+    case BW_F64:
+        return bw_element_get(BW_ELEMENT_F64);
+    case BW_F16:
+        return bw_element_get(BW_ELEMENT_F16);
+    case BW_I64:
+        return bw_element_get(BW_ELEMENT_I64);
+    case BW_I32:
+        return bw_element_get(BW_ELEMENT_I32);
+    case BW_I8:
+        return bw_element_get(BW_ELEMENT_I8);
+    case BW_U8:
+        return bw_element_get(BW_ELEMENT_U8);
+    case BW_BOOL:
+        return bw_element_get(BW_ELEMENT_BOOL);
+    case BW_BYTES:
+    case BW_DTYPE_NONE:
+        return NULL;
+    }
+    return NULL;
+}
+
+/* --- values ----------------------------------------------------------------------------------------------------- */
+
+static float bf16_value(uint16_t bits)
+{
+    uint32_t wide = (uint32_t)bits << 16;
+    float f;
+    memcpy(&f, &wide, sizeof f);
+    return f;
+}
+
+/* One aligned piece of `n` elements. The host is little-endian, as the wire is. */
+static void convert_piece(bw_element element, const void *from, size_t n, float *out)
+{
+#define EACH(type, expression)                                                                                         \
+    do {                                                                                                               \
+        const type *v = from;                                                                                          \
+        for (size_t i = 0; i < n; i++)                                                                                 \
+            out[i] = (float)(expression);                                                                              \
+    } while (0)
+    const bw_format_traits *half = bw_format_get(BW_FORMAT_FP16);
+    switch (element) {
+    case BW_ELEMENT_F32:
+        memcpy(out, from, n * sizeof *out);
+        break;
+    case BW_ELEMENT_F64:
+        EACH(double, v[i]);
+        break;
+    case BW_ELEMENT_I32:
+        EACH(int32_t, v[i]);
+        break;
+    case BW_ELEMENT_U8:
+        EACH(uint8_t, v[i]);
+        break;
+    case BW_ELEMENT_I16:
+        EACH(int16_t, v[i]);
+        break;
+    case BW_ELEMENT_I8:
+        EACH(int8_t, v[i]);
+        break;
+    case BW_ELEMENT_I64:
+        EACH(int64_t, v[i]);
+        break;
+    case BW_ELEMENT_BOOL:
+        EACH(uint8_t, v[i] != 0);
+        break;
+    case BW_ELEMENT_BF16:
+        EACH(uint16_t, bf16_value(v[i]));
+        break;
+    case BW_ELEMENT_U16:
+        EACH(uint16_t, v[i]);
+        break;
+    case BW_ELEMENT_F16:
+        EACH(uint16_t, bw_decode_vector(half, v[i]));
+        break;
+    case BW_ELEMENT_U32:
+        EACH(uint32_t, v[i]);
+        break;
+    case BW_ELEMENT_U64:
+        EACH(uint64_t, v[i]);
+        break;
+    case BW_ELEMENT_NONE:
+    case BW_ELEMENT_BYTES:
+    case BW_ELEMENT_LIMIT:
+        break;
+    }
+#undef EACH
+}
+
+/* Narrows values that arrived in 32 bits. Returns the index of the first that does not fit, or n. */
+static size_t narrow_piece(bw_element element, const int64_t *wide, size_t n, void *to)
+{
+    static const struct {
+        bw_element element;
+        int64_t low, high;
+    } ranges[] = {
+        {BW_ELEMENT_I8, -128, 127},      {BW_ELEMENT_U8, 0, 255},
+        {BW_ELEMENT_I16, -32768, 32767}, {BW_ELEMENT_U16, 0, 65535},
+        {BW_ELEMENT_F16, 0, 65535},      {BW_ELEMENT_BF16, 0, 65535},
+        {BW_ELEMENT_BOOL, 0, 1},         {BW_ELEMENT_I32, INT32_MIN, INT32_MAX},
+        {BW_ELEMENT_U32, 0, UINT32_MAX},
+    };
+    size_t size = elements[element - 1].size;
+    int64_t low = 0, high = -1;
+    for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
+        if (ranges[i].element == element) {
+            low = ranges[i].low;
+            high = ranges[i].high;
+        }
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (wide[i] < low || wide[i] > high)
+            return i;
+        memcpy((uint8_t *)to + i * size, &wide[i], size);
+    }
+    return n;
+}
+
+bw_status bw_tensor_convert(bw_element element, bw_storage storage, bw_cursor values, int repeat, float *out,
+                            size_t count, const char *name, bw_error *err)
+{
+    const bw_element_traits *t = bw_element_get(element);
+    size_t size = storage == BW_STORAGE_SAME ? t->size : 4;
+    size_t have = size ? values.left / size : 0;
+    if (!size || values.left % size || (have != count && !(repeat && have && have < count)))
+        return bw_fail(err, BW_INVALID_ARGUMENT,
+                       "tensor '%.100s': %zu bytes of %s data, its shape needs %zu values of %zu bytes: send the whole "
+                       "tensor, row-major and little-endian",
+                       name, values.left, t->kserve, count, size);
+    if (element == BW_ELEMENT_F32 && storage == BW_STORAGE_SAME) {
+        bw_cursor_copy(&values, out, have * sizeof *out);
+    } else {
+        _Alignas(16) uint8_t piece[4096];
+        int64_t wide[512];
+        size_t step = storage == BW_STORAGE_SAME ? sizeof piece / size : 512;
+        for (size_t at = 0; at < have; at += step) {
+            size_t n = have - at < step ? have - at : step;
+            bw_cursor_copy(&values, piece, n * size);
+            if (storage != BW_STORAGE_SAME) {
+                for (size_t i = 0; i < n; i++) {
+                    uint32_t bits;
+                    memcpy(&bits, piece + i * 4, 4);
+                    wide[i] = storage == BW_STORAGE_I32 ? (int64_t)(int32_t)bits : (int64_t)bits;
+                }
+                size_t bad = narrow_piece(element, wide, n, piece);
+                if (bad < n)
+                    return bw_fail(err, BW_INVALID_ARGUMENT,
+                                   "tensor '%.100s': value %lld at index %zu is out of %s's range", name,
+                                   (long long)wide[bad], at + bad, t->kserve);
+            }
+            convert_piece(element, piece, n, out + at);
+        }
+    }
+    for (size_t i = have; i < count; i++)
+        out[i] = out[have - 1];
+    return BW_OK;
+}
+
+/* --- names and shapes ------------------------------------------------------------------------------------------- */
+
+int bw_tensor_find(const bw_io *const *ios, int count, const char *name, const char *alias)
+{
+    for (int i = 0; i < count; i++) {
+        if (!strcmp(ios[i]->name, name))
+            return i;
+    }
+    size_t n = strlen(name);
+    for (int i = 0; i < count && n > 2 && !strcmp(name + n - 2, ":0"); i++) {
+        if (strlen(ios[i]->name) == n - 2 && !strncmp(ios[i]->name, name, n - 2))
+            return i;
+    }
+    return count == 1 && alias && !strcmp(name, alias) ? 0 : -1;
+}
+
+void bw_tensor_list(const bw_io *const *ios, int count, char *text, size_t size)
+{
+    size_t n = 0;
+    text[0] = 0;
+    for (int i = 0; i < count; i++) {
+        char shape[128];
+        const bw_element_traits *t = bw_element_of_dtype(ios[i]->dtype);
+        int wrote = snprintf(text + n, size - n, "%s'%s' %s %s", i ? ", " : "", ios[i]->name, t ? t->kserve : "?",
+                             bw_dims_text(ios[i]->dims, ios[i]->rank, shape));
+        if (wrote < 0 || (size_t)wrote >= size - n)
+            return;
+        n += (size_t)wrote;
+    }
+}
+
+/* Would the dims fit with the channels moved from the end to the front, or the other way round? */
+static int fits_transposed(const bw_io *io, const int64_t *dims, int rank)
+{
+    if (rank != 4 || io->rank != 4)
+        return 0;
+    int to_nchw = dims[3] == io->dims[1] && dims[1] == io->dims[2] && dims[2] == io->dims[3];
+    int to_nhwc = dims[1] == io->dims[3] && dims[2] == io->dims[1] && dims[3] == io->dims[2];
+    return to_nchw ? 1 : to_nhwc ? 2 : 0;
+}
+
+bw_status bw_tensor_check_shape(const bw_model *m, const bw_io *io, const int64_t *dims, int rank, bw_error *err)
+{
+    int ok = rank == io->rank;
+    for (int i = 0; i < rank && ok; i++)
+        ok = io->dims[i] < 0 ? dims[i] >= 1 : dims[i] == io->dims[i];
+    if (ok && rank && dims[0] > 4096 && io->dims[0] < 0)
+        return bw_fail(err, BW_INVALID_ARGUMENT, "tensor '%s': batch %lld, at most 4096: split the request", io->name,
+                       (long long)dims[0]);
+    if (ok)
+        return BW_OK;
+    char got[128], want[128];
+    static const char *const hints[] = {"", ": that is NHWC, transpose it to NCHW",
+                                        ": that is NCHW, transpose it to NHWC"};
+    return bw_fail(err, BW_INVALID_ARGUMENT, "tensor '%s' of model '%s': shape %s, expected %s%s", io->name, m->name,
+                   bw_dims_text(dims, rank, got), bw_dims_text(io->dims, io->rank, want),
+                   hints[fits_transposed(io, dims, rank)]);
+}
