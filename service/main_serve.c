@@ -52,12 +52,13 @@ static void block_signals(void)
     signal(SIGPIPE, SIG_IGN);
 }
 
-/* One signal less pending: its number, or 0. */
+/* One signal less pending: its number (also into *user), or 0. */
 static int take_signal(void *user)
 {
-    (void)user;
     struct timespec none = {0, 0};
     int number = sigtimedwait(&end_signals, NULL, &none);
+    if (number > 0 && user)
+        *(int *)user = number;
     return number > 0 ? number : 0;
 }
 
@@ -180,7 +181,7 @@ static int set_option(arguments *a, int opt)
         a->done = 1;
         return 0;
     default:
-        return bw_cli_usage("serve", "cannot use '%s'", "its options");
+        return bw_cli_usage("serve", "unknown option");
     }
 }
 
@@ -242,7 +243,7 @@ static int stop(bw_server *server, const bw_server_options *o)
     if (cut)
         bw_log(BW_LOG_WARN, "serve", "%u requests in flight were cut off", cut);
     bw_log(BW_LOG_INFO, "serve", "stopped after %.1f s", (double)(bw_now_ns() - started) / 1e9);
-    return BW_EXIT_OK;
+    return cut && hurried ? BW_EXIT_INTERRUPTED : BW_EXIT_OK;
 }
 
 static int serve(arguments *a)

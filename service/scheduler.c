@@ -7,6 +7,12 @@
 
 #include "hal/base.h"
 
+typedef struct worker {
+    bw_scheduler *scheduler;
+    pthread_t thread;
+    uint64_t started_ns; /* of the job it works on; 0: idle */
+} worker;
+
 struct bw_scheduler {
     pthread_mutex_t mutex;
     pthread_cond_t work;
@@ -16,7 +22,7 @@ struct bw_scheduler {
     uint64_t pace_ns; /* smoothed time of one job */
     int stopping;
     unsigned worker_count;
-    pthread_t workers[];
+    worker workers[];
 };
 
 static void unlink_job(bw_scheduler *s, bw_job *job)
@@ -37,7 +43,8 @@ static void unlink_job(bw_scheduler *s, bw_job *job)
 
 static void *work(void *arg)
 {
-    bw_scheduler *s = arg;
+    worker *w = arg;
+    bw_scheduler *s = w->scheduler;
     pthread_mutex_lock(&s->mutex);
     for (;;) {
         while (!s->first && !s->stopping)
@@ -47,11 +54,12 @@ static void *work(void *arg)
         bw_job *job = s->first;
         unlink_job(s, job);
         s->running++;
+        w->started_ns = bw_now_ns();
         pthread_mutex_unlock(&s->mutex);
-        uint64_t started = bw_now_ns();
         job->run(job);
-        uint64_t took = bw_now_ns() - started;
         pthread_mutex_lock(&s->mutex);
+        uint64_t took = bw_now_ns() - w->started_ns;
+        w->started_ns = 0;
         s->running--;
         s->pace_ns = s->pace_ns ? s->pace_ns - s->pace_ns / 8 + took / 8 : took;
     }
@@ -70,7 +78,9 @@ bw_status bw_scheduler_create(unsigned workers, unsigned queue, size_t bytes, bw
     s->queue_limit = queue;
     s->bytes_limit = bytes;
     while (s->worker_count < workers) {
-        if (pthread_create(&s->workers[s->worker_count], NULL, work, s)) {
+        worker *w = &s->workers[s->worker_count];
+        w->scheduler = s;
+        if (pthread_create(&w->thread, NULL, work, w)) {
             unsigned got = s->worker_count;
             bw_scheduler_destroy(s);
             return bw_fail(err, BW_NO_MEMORY, "could start only %u of %u workers: use fewer with --workers", got,
@@ -91,7 +101,7 @@ void bw_scheduler_destroy(bw_scheduler *s)
     pthread_cond_broadcast(&s->work);
     pthread_mutex_unlock(&s->mutex);
     for (unsigned i = 0; i < s->worker_count; i++)
-        pthread_join(s->workers[i], NULL);
+        pthread_join(s->workers[i].thread, NULL);
     pthread_cond_destroy(&s->work);
     pthread_mutex_destroy(&s->mutex);
     free(s);
@@ -154,7 +164,14 @@ int bw_scheduler_remove(bw_scheduler *s, bw_job *job)
 unsigned bw_scheduler_wait_ms(bw_scheduler *s)
 {
     pthread_mutex_lock(&s->mutex);
-    uint64_t ns = s->pace_ns * (s->waiting + 1) / (s->worker_count ? s->worker_count : 1);
+    uint64_t pace = s->pace_ns, now = bw_now_ns();
+    /* A job that has run longer than usual already says more than the past does. */
+    for (unsigned i = 0; i < s->worker_count; i++) {
+        uint64_t started = s->workers[i].started_ns;
+        if (started && now - started > pace)
+            pace = now - started;
+    }
+    uint64_t ns = pace * (s->waiting + 1) / s->worker_count;
     pthread_mutex_unlock(&s->mutex);
     uint64_t ms = ns / 1000000;
     return ms < 1 ? 1 : ms > 60000 ? 60000 : (unsigned)ms;
