@@ -49,6 +49,13 @@ static int one_in(maker *m, unsigned n)
     return next(m) % n == 0;
 }
 
+/* A random integer times a random power of two. (As one expression the order of the draws would be the compiler's.) */
+static float random_dyadic(maker *m, int low, int high, int low_exp, int high_exp)
+{
+    float x = (float)between(m, low, high);
+    return ldexpf(x, (int)between(m, low_exp, high_exp));
+}
+
 /* A finite float: mostly of ordinary size, sometimes special. `wild`: any exponent at all. */
 static float random_float(maker *m, int wild)
 {
@@ -66,8 +73,8 @@ static float random_float(maker *m, int wild)
         return x;
     }
     if (one_in(m, 4)) /* few significant bits: ties */
-        return ldexpf((float)between(m, -33, 33), (int)between(m, -8, 4));
-    return ldexpf((float)between(m, -(1 << 23), 1 << 23), (int)between(m, -27, -20));
+        return random_dyadic(m, -33, 33, -8, 4);
+    return random_dyadic(m, -(1 << 23), 1 << 23, -27, -20);
 }
 
 /* --- memory ----------------------------------------------------------------------------------------------------------
@@ -219,8 +226,8 @@ static void random_activation(maker *m, bw_instruction *ins)
     ins->activation = (uint8_t)between(m, 0, BW_ACT_LIMIT - 1);
     if (ins->activation != BW_ACT_CLIP)
         return;
-    float a = ldexpf((float)between(m, -96, 96), (int)between(m, -6, 2));
-    float b = ldexpf((float)between(m, -96, 96), (int)between(m, -6, 2));
+    float a = random_dyadic(m, -96, 96, -6, 2);
+    float b = random_dyadic(m, -96, 96, -6, 2);
     if (one_in(m, 2))
         a = 0.0f, b = 6.0f;
     ins->clip_lo = a < b ? a : b;
@@ -450,7 +457,7 @@ static void make_pool(maker *m, bw_opcode opcode)
         int odd = one_in(m, 6);
         recip[0] = 0;
         for (size_t i = 1; i < n; i++)
-            recip[i] = odd ? ldexpf((float)between(m, 1 << 22, 1 << 23), (int)between(m, -62, 16)) : 1.0f / (float)i;
+            recip[i] = odd ? random_dyadic(m, 1 << 22, 1 << 23, -62, 16) : 1.0f / (float)i;
         if (one_in(m, 3))
             ins.flags |= BW_FLAG_COUNT_PAD;
     }
