@@ -125,6 +125,8 @@ bw_status bw_node_set_float(bw_node *n, const char *name, float v);
 bw_status bw_node_set_string(bw_node *n, const char *name, const char *v);
 bw_status bw_node_set_ints(bw_node *n, const char *name, const int64_t *v, size_t count);
 bw_status bw_node_set_floats(bw_node *n, const char *name, const float *v, size_t count);
+/* Takes over a->data; *a is zeroed. */
+bw_status bw_node_set_array(bw_node *n, const char *name, bw_array *a);
 const bw_attr *bw_node_attr(const bw_node *n, const char *name); /* NULL if absent */
 int64_t bw_node_int(const bw_node *n, const char *name, int64_t fallback);
 float bw_node_float(const bw_node *n, const char *name, float fallback);
@@ -161,6 +163,8 @@ bw_status bw_graph_read(const char *json, size_t json_size, const void *blob, si
 typedef struct bw_executor bw_executor;
 bw_status bw_executor_create(const bw_graph *g, bw_executor **ex, bw_error *err);
 void bw_executor_destroy(bw_executor *ex);
+/* Bytes that the values of one run may hold at a time (default 64 GiB); more ends the run with BW_EXHAUSTED. */
+void bw_executor_set_memory_limit(bw_executor *ex, size_t bytes);
 /*
  * inputs: one array per graph input, in order; outputs: one zeroed bw_array per graph output, filled with owned
  * data that the caller frees. BW_INVALID_ARGUMENT: rank, shape or dtype of an input (names it). Peak memory is
