@@ -113,7 +113,7 @@ int bw_cmd_devices(int argc, char **argv)
         status = bw_device_enumerate(each_device, absent_backend, &l, &err);
     if (!status && json) {
         json_t *all = json_pack("{s:O,s:O}", "devices", l.devices, "absent", l.absent);
-        json_dumpf(all, stdout, JSON_INDENT(2) | JSON_SORT_KEYS);
+        json_dumpf(all, stdout, JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(15));
         putchar('\n');
         json_decref(all);
     } else if (!status && l.reasons[0]) {

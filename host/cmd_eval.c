@@ -78,7 +78,7 @@ static void print_json(const result *r, const bw_cmd_data *d)
                           "samples_per_second", rate(r, r->wall_ns), "model_samples_per_second", rate(r, r->run_ns),
                           "latency_ms", "median", bw_samples_ms(&r->latency, 50), "p90", bw_samples_ms(&r->latency, 90),
                           "p99", bw_samples_ms(&r->latency, 99), "max", bw_samples_ms(&r->latency, 100));
-    json_dumpf(j, stdout, JSON_INDENT(2) | JSON_SORT_KEYS);
+    json_dumpf(j, stdout, JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(15));
     putchar('\n');
     json_decref(j);
 }

@@ -234,7 +234,7 @@ int bw_cmd_inspect(int argc, char **argv)
     if (!status && check)
         status = verify(pkg, &err);
     if (!status && json) {
-        json_dumpf(bw_package_manifest(pkg), stdout, JSON_INDENT(2) | JSON_SORT_KEYS);
+        json_dumpf(bw_package_manifest(pkg), stdout, JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(15));
         putchar('\n');
     } else if (!status) {
         print_package(pkg);

@@ -301,7 +301,8 @@ bw_status bw_package_write(const char *path, json_t *manifest, const bw_package_
         return bw_fail_context(err, status, "%s", path);
     static const uint8_t end[2 * BW_TAR_BLOCK];
     size_t slice_count = 3 * (count + 1) + 1;
-    char *text = json_dumps(manifest, JSON_SORT_KEYS | JSON_INDENT(1));
+    /* 15 digits say every number that a decimal of 15 digits gave, and say it as short: 0.485. */
+    char *text = json_dumps(manifest, JSON_SORT_KEYS | JSON_INDENT(1) | JSON_REAL_PRECISION(15));
     uint8_t *headers = malloc((count + 1) * BW_TAR_BLOCK);
     bw_slice *slices = malloc(slice_count * sizeof *slices);
     if (!text || !headers || !slices) {
