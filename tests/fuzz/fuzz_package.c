@@ -11,6 +11,8 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+static volatile uint8_t touched;
+
 static void parse(const uint8_t *bytes, size_t size)
 {
     void *copy = NULL;
@@ -25,9 +27,10 @@ static void parse(const uint8_t *bytes, size_t size)
             size_t n;
             if (bw_package_section(pkg, bw_package_section_name(pkg, i), &section, &n, &err))
                 abort();
-            volatile uint8_t sink = 0;
+            uint8_t sum = 0;
             for (size_t k = 0; k < n; k++)
-                sink ^= ((const uint8_t *)section)[k];
+                sum ^= ((const uint8_t *)section)[k];
+            touched = sum;
         }
         bw_package_close(pkg);
     }
