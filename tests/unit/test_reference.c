@@ -688,6 +688,18 @@ static void random_programs_cover(void **state)
     }
 }
 
+/* A sanitizer must let the allocation fail as it does without one. */
+const char *__asan_default_options(void);
+const char *__tsan_default_options(void);
+const char *__asan_default_options(void)
+{
+    return "allocator_may_return_null=1";
+}
+const char *__tsan_default_options(void)
+{
+    return "allocator_may_return_null=1";
+}
+
 static void memory_that_does_not_exist(void **state)
 {
     (void)state;
