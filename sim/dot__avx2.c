@@ -36,6 +36,9 @@ INLINE void dot16_any(const bw_dot_args *g, const unsigned P)
     const int8_t *we = g->weight_exps;
     const int32_t *ea = g->scale;
     const size_t B = g->block;
+    if (g->start)
+        for (unsigned p = 0; p < P; p++)
+            memcpy(g->acc + p * g->stride, g->start, BW_OUTPUT_TILE * sizeof(float));
     for (size_t k = 0; k < g->blocks; k++) {
         __m256i lo[GROUP], hi[GROUP];
 #pragma GCC unroll 4
@@ -46,7 +49,7 @@ INLINE void dot16_any(const bw_dot_args *g, const unsigned P)
             __m256i v1 = _mm256_loadu_si256((const __m256i *)(const void *)(w + 16));
 #pragma GCC unroll 4
             for (unsigned p = 0; p < P; p++) {
-                __m256i x = broadcast(a + p * B + i);
+                __m256i x = broadcast(a + p * (BW_PANEL_BYTES / 2) + i);
                 lo[p] = _mm256_add_epi32(lo[p], _mm256_madd_epi16(v0, x));
                 hi[p] = _mm256_add_epi32(hi[p], _mm256_madd_epi16(v1, x));
             }
@@ -54,10 +57,10 @@ INLINE void dot16_any(const bw_dot_args *g, const unsigned P)
         __m256i e0 = load_exponents(we), e1 = load_exponents(we + 8);
 #pragma GCC unroll 4
         for (unsigned p = 0; p < P; p++) {
-            accumulate(g->acc + p * g->stride, lo[p], e0, ea + p);
-            accumulate(g->acc + p * g->stride + 8, hi[p], e1, ea + p);
+            accumulate(g->acc + p * g->stride, lo[p], e0, ea + p * BW_PANEL_BLOCKS);
+            accumulate(g->acc + p * g->stride + 8, hi[p], e1, ea + p * BW_PANEL_BLOCKS);
         }
-        a += P * B, we += 16, ea += P;
+        a += B, we += 16, ea++;
     }
 }
 
@@ -122,24 +125,19 @@ static void unpack(const bw_format_traits *t, const uint8_t *packed, size_t coun
 
 static void pack16(const bw_pack_args *g)
 {
-    const size_t block = g->block, step = g->pixels * block;
+    const size_t n = g->count * g->block;
     int16_t *out = g->out;
-    for (size_t k = 0; k < g->count; k++, out += step) {
-        g->scale[k * g->pixels] = (int32_t)((uint32_t)(127 + (g->codes ? g->exps[k] : 0)) << 23);
-        if (!g->codes) {
-            memset(out, 0, block * sizeof *out);
-            continue;
-        }
-        const uint8_t *codes = g->codes + k * block;
-        if (g->values) {
-            for (size_t i = 0; i < block; i++)
-                out[i] = g->values[codes[i]];
-        } else {
-            for (size_t i = 0; i < block; i += 16)
-                _mm256_storeu_si256((__m256i *)(void *)(out + i),
-                                    _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(codes + i))));
-        }
-    }
+    for (size_t k = 0; k < g->count; k++)
+        g->scale[k] = (int32_t)((uint32_t)(127 + (g->codes ? g->exps[k] : 0)) << 23);
+    if (!g->codes)
+        memset(out, 0, n * sizeof *out);
+    else if (g->values)
+        for (size_t i = 0; i < n; i++)
+            out[i] = g->values[g->codes[i]];
+    else
+        for (size_t i = 0; i < n; i += 16)
+            _mm256_storeu_si256((__m256i *)(void *)(out + i),
+                                _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(g->codes + i))));
 }
 
 /* Codes of each output [i % 4] to pairs: 64 bytes are 16 outputs x 4. */

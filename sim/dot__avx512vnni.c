@@ -40,7 +40,7 @@ INLINE void dot8_small(const bw_dot_args *g, const unsigned P, const unsigned B)
     __m512 s[BW_GROUP_MAX];
 #pragma GCC unroll 12
     for (unsigned p = 0; p < P; p++)
-        s[p] = _mm512_loadu_ps(g->acc + p * g->stride);
+        s[p] = _mm512_loadu_ps(g->start ? g->start : g->acc + p * g->stride);
     for (size_t k = 0; k < g->blocks; k++) {
         __m512i v[8];
 #pragma GCC unroll 8
@@ -49,13 +49,13 @@ INLINE void dot8_small(const bw_dot_args *g, const unsigned P, const unsigned B)
         __m512i ew = load_exponents(we);
 #pragma GCC unroll 12
         for (unsigned p = 0; p < P; p++) {
-            __m512i d = broadcast(offset + p);
+            __m512i d = broadcast(offset + p * BW_PANEL_BLOCKS);
 #pragma GCC unroll 8
             for (unsigned j = 0; j < B / 4; j++)
-                d = _mm512_dpbusd_epi32(d, v[j], broadcast(a + p * B + 4 * j));
-            s[p] = accumulate(s[p], d, ew, ea + p);
+                d = _mm512_dpbusd_epi32(d, v[j], broadcast(a + p * BW_PANEL_BYTES + 4 * j));
+            s[p] = accumulate(s[p], d, ew, ea + p * BW_PANEL_BLOCKS);
         }
-        a += P * B, w += 16 * B, we += 16, offset += P, ea += P;
+        a += B, w += 16 * B, we += 16, offset++, ea++;
     }
 #pragma GCC unroll 12
     for (unsigned p = 0; p < P; p++)
@@ -72,23 +72,23 @@ INLINE void dot8_large(const bw_dot_args *g, const unsigned P)
     __m512 s[BW_GROUP_MAX];
 #pragma GCC unroll 12
     for (unsigned p = 0; p < P; p++)
-        s[p] = _mm512_loadu_ps(g->acc + p * g->stride);
+        s[p] = _mm512_loadu_ps(g->start ? g->start : g->acc + p * g->stride);
     for (size_t k = 0; k < g->blocks; k++) {
         __m512i d[BW_GROUP_MAX];
 #pragma GCC unroll 12
         for (unsigned p = 0; p < P; p++)
-            d[p] = broadcast(offset + p);
+            d[p] = broadcast(offset + p * BW_PANEL_BLOCKS);
         for (size_t i = 0; i < B; i += 4, w += 64) {
             __m512i v = _mm512_xor_si512(_mm512_loadu_si512(w), flip);
 #pragma GCC unroll 12
             for (unsigned p = 0; p < P; p++)
-                d[p] = _mm512_dpbusd_epi32(d[p], v, broadcast(a + p * B + i));
+                d[p] = _mm512_dpbusd_epi32(d[p], v, broadcast(a + p * BW_PANEL_BYTES + i));
         }
         __m512i ew = load_exponents(we);
 #pragma GCC unroll 12
         for (unsigned p = 0; p < P; p++)
-            s[p] = accumulate(s[p], d[p], ew, ea + p);
-        a += P * B, we += 16, offset += P, ea += P;
+            s[p] = accumulate(s[p], d[p], ew, ea + p * BW_PANEL_BLOCKS);
+        a += B, we += 16, offset++, ea++;
     }
 #pragma GCC unroll 12
     for (unsigned p = 0; p < P; p++)
@@ -104,7 +104,7 @@ INLINE void dot16_any(const bw_dot_args *g, const unsigned P)
     __m512 s[BW_GROUP_MAX];
 #pragma GCC unroll 12
     for (unsigned p = 0; p < P; p++)
-        s[p] = _mm512_loadu_ps(g->acc + p * g->stride);
+        s[p] = _mm512_loadu_ps(g->start ? g->start : g->acc + p * g->stride);
     for (size_t k = 0; k < g->blocks; k++) {
         __m512i d[BW_GROUP_MAX];
 #pragma GCC unroll 12
@@ -114,13 +114,13 @@ INLINE void dot16_any(const bw_dot_args *g, const unsigned P)
             __m512i v = _mm512_loadu_si512(w);
 #pragma GCC unroll 12
             for (unsigned p = 0; p < P; p++)
-                d[p] = _mm512_dpwssd_epi32(d[p], v, broadcast(a + p * B + i));
+                d[p] = _mm512_dpwssd_epi32(d[p], v, broadcast(a + p * (BW_PANEL_BYTES / 2) + i));
         }
         __m512i ew = load_exponents(we);
 #pragma GCC unroll 12
         for (unsigned p = 0; p < P; p++)
-            s[p] = accumulate(s[p], d[p], ew, ea + p);
-        a += P * B, we += 16, ea += P;
+            s[p] = accumulate(s[p], d[p], ew, ea + p * BW_PANEL_BLOCKS);
+        a += B, we += 16, ea++;
     }
 #pragma GCC unroll 12
     for (unsigned p = 0; p < P; p++)
@@ -275,78 +275,109 @@ static void widen(const uint8_t *codes, const int16_t *values, size_t blocks, si
 /* --- panels --------------------------------------------------------------------------------------------------------
  */
 
-INLINE int32_t sum_lanes(__m128i sum)
+/* 2^e as bits, for `count` exponents; NULL: 2^0. */
+INLINE void pack_scales(const int8_t *exps, size_t count, int32_t *scale)
 {
-    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4E));
-    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xB1));
-    return _mm_cvtsi128_si32(sum);
+    for (size_t k = 0; k < count; k += 16) {
+        const __mmask16 some = (__mmask16)(count - k >= 16 ? 0xFFFF : (1u << (count - k)) - 1);
+        __m512i e = _mm512_set1_epi32(127);
+        if (exps)
+            e = _mm512_add_epi32(e, _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(some, exps + k)));
+        _mm512_mask_storeu_epi32(scale + k, some, _mm512_slli_epi32(e, 23));
+    }
 }
 
-INLINE int32_t scale_of(int e)
+/* Copies 64 code bytes; lane q of the result is the sum of codes 4 * q .. 4 * q + 3. */
+INLINE __m512i copy64(const uint8_t *codes, int8_t *out)
 {
-    return (int32_t)((uint32_t)(127 + e) << 23);
+    __m512i c = _mm512_loadu_si512(codes);
+    _mm512_storeu_si512(out, c);
+    return _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), c);
+}
+
+/* Each lane becomes the sum of its 128-bit lane. */
+INLINE __m512i fold(__m512i sums)
+{
+    sums = _mm512_add_epi32(sums, _mm512_shuffle_epi32(sums, _MM_PERM_CDAB));
+    return _mm512_add_epi32(sums, _mm512_shuffle_epi32(sums, _MM_PERM_BADC));
+}
+
+INLINE int32_t offset_of(__m512i sums)
+{
+    return -128 * _mm512_reduce_add_epi32(sums);
+}
+
+static void pack_bytes(const bw_pack_args *g)
+{
+    const size_t block = g->block, n = g->count * block;
+    const uint8_t *codes = g->codes;
+    int8_t *out = g->out;
+    size_t i = 0;
+    if (block == 16) {
+        for (; i + 64 <= n; i += 64) { /* four blocks, one to a 128-bit lane */
+            __m512i sums = fold(copy64(codes + i, out + i));
+            sums = _mm512_slli_epi32(_mm512_sub_epi32(_mm512_setzero_si512(), sums), 7);
+            _mm_storeu_si128((__m128i *)(void *)(g->offset + i / 16),
+                             _mm512_castsi512_si128(_mm512_maskz_compress_epi32(0x1111, sums)));
+        }
+        for (; i < n; i += 16) {
+            __m128i c = _mm_loadu_si128((const __m128i *)(const void *)(codes + i));
+            _mm_storeu_si128((__m128i *)(void *)(out + i), c);
+            __m128i s = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(1), c);
+            g->offset[i / 16] = offset_of(_mm512_zextsi128_si512(s));
+        }
+    } else if (block == 32) {
+        for (; i < n; i += 32) {
+            __m256i c = _mm256_loadu_si256((const __m256i *)(const void *)(codes + i));
+            _mm256_storeu_si256((__m256i *)(void *)(out + i), c);
+            __m256i s = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), c);
+            g->offset[i / 32] = offset_of(_mm512_zextsi256_si512(s));
+        }
+    } else {
+        for (; i < n; i += block) {
+            __m512i sums = _mm512_setzero_si512();
+            for (size_t j = 0; j < block; j += 64)
+                sums = _mm512_add_epi32(sums, copy64(codes + i + j, out + i + j));
+            g->offset[i / block] = offset_of(sums);
+        }
+    }
 }
 
 static void pack8(const bw_pack_args *g)
 {
-    const __m128i ones = _mm_set1_epi8(1);
-    const size_t block = g->block, step = g->pixels * block;
     int8_t *out = g->out;
+    pack_scales(g->codes ? g->exps : NULL, g->count, g->scale);
     if (!g->codes) {
-        for (size_t k = 0; k < g->count; k++, out += step) {
-            for (size_t i = 0; i < block; i += 16)
-                _mm_storeu_si128((__m128i *)(void *)(out + i), _mm_setzero_si128());
-            g->offset[k * g->pixels] = 0;
-            g->scale[k * g->pixels] = scale_of(0);
-        }
+        memset(out, 0, g->count * g->block);
+        memset(g->offset, 0, g->count * sizeof *g->offset);
     } else if (g->values) { /* MX: blocks of 32 */
         const lookup t = load_lookup(g->values);
-        for (size_t k = 0; k < g->count; k++, out += step) {
-            __m256i sum = _mm256_setzero_si256();
-            for (size_t i = 0; i < block; i += 32) {
-                __m256i c = _mm512_cvtepi16_epi8(look_up(&t, load_bytes(g->codes + k * block + i)));
-                _mm256_storeu_si256((__m256i *)(void *)(out + i), c);
-                sum = _mm256_dpbusd_epi32(sum, _mm256_set1_epi8(1), c);
-            }
-            g->offset[k * g->pixels] =
-                -128 * sum_lanes(_mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1)));
-            g->scale[k * g->pixels] = scale_of(g->exps[k]);
+        for (size_t i = 0; i < g->count * 32; i += 32) {
+            __m256i c = _mm512_cvtepi16_epi8(look_up(&t, load_bytes(g->codes + i)));
+            _mm256_storeu_si256((__m256i *)(void *)(out + i), c);
+            __m256i s = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), c);
+            g->offset[i / 32] = offset_of(_mm512_zextsi256_si512(s));
         }
     } else {
-        for (size_t k = 0; k < g->count; k++, out += step) {
-            __m128i sum = _mm_setzero_si128();
-            for (size_t i = 0; i < block; i += 16) {
-                __m128i c = _mm_loadu_si128((const __m128i *)(const void *)(g->codes + k * block + i));
-                _mm_storeu_si128((__m128i *)(void *)(out + i), c);
-                sum = _mm_dpbusd_epi32(sum, ones, c);
-            }
-            g->offset[k * g->pixels] = -128 * sum_lanes(sum);
-            g->scale[k * g->pixels] = scale_of(g->exps[k]);
-        }
+        pack_bytes(g);
     }
 }
 
 static void pack16(const bw_pack_args *g)
 {
-    const size_t block = g->block, step = g->pixels * block;
-    static const int16_t none[64];
-    const lookup t = load_lookup(g->values ? g->values : none);
+    const size_t n = g->count * g->block;
     int16_t *out = g->out;
-    for (size_t k = 0; k < g->count; k++, out += step) {
-        g->scale[k * g->pixels] = scale_of(g->codes ? g->exps[k] : 0);
-        if (!g->codes) {
-            memset(out, 0, block * sizeof *out);
-            continue;
-        }
-        const uint8_t *codes = g->codes + k * block;
-        if (g->values) {
-            for (size_t i = 0; i < block; i += 32)
-                _mm512_storeu_si512(out + i, look_up(&t, load_bytes(codes + i)));
-        } else {
-            for (size_t i = 0; i < block; i += 16)
-                _mm256_storeu_si256((__m256i *)(void *)(out + i),
-                                    _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(codes + i))));
-        }
+    pack_scales(g->codes ? g->exps : NULL, g->count, g->scale);
+    if (!g->codes) {
+        memset(out, 0, n * sizeof *out);
+    } else if (g->values) {
+        const lookup t = load_lookup(g->values);
+        for (size_t i = 0; i < n; i += 32)
+            _mm512_storeu_si512(out + i, look_up(&t, load_bytes(g->codes + i)));
+    } else {
+        for (size_t i = 0; i < n; i += 16)
+            _mm256_storeu_si256((__m256i *)(void *)(out + i),
+                                _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(g->codes + i))));
     }
 }
 

@@ -13,19 +13,21 @@ static float from_bits(uint32_t bits)
 
 static void dot16(const bw_dot_args *g)
 {
-    const int16_t *a = g->codes, *w = g->weights;
     const size_t block = g->block;
-    for (size_t k = 0; k < g->blocks; k++, w += block * BW_OUTPUT_TILE) {
-        for (size_t p = 0; p < g->pixels; p++, a += block) {
+    for (size_t p = 0; p < g->pixels; p++) {
+        const int16_t *a = (const int16_t *)g->codes + p * (BW_PANEL_BYTES / 2), *w = g->weights;
+        float *acc = g->acc + p * g->stride;
+        if (g->start)
+            memcpy(acc, g->start, BW_OUTPUT_TILE * sizeof *acc);
+        for (size_t k = 0; k < g->blocks; k++, a += block, w += block * BW_OUTPUT_TILE) {
             int32_t d[BW_OUTPUT_TILE] = {0};
             for (size_t i = 0; i < block / 2; i++)
                 for (size_t n = 0; n < BW_OUTPUT_TILE; n++)
                     d[n] +=
                         a[2 * i] * w[(i * BW_OUTPUT_TILE + n) * 2] + a[2 * i + 1] * w[(i * BW_OUTPUT_TILE + n) * 2 + 1];
-            float *acc = g->acc + p * g->stride;
             for (size_t n = 0; n < BW_OUTPUT_TILE; n++) {
                 uint32_t e = (uint32_t)g->weight_exps[k * BW_OUTPUT_TILE + n] << 23;
-                acc[n] += (float)d[n] * from_bits((uint32_t)g->scale[k * g->pixels + p] + e);
+                acc[n] += (float)d[n] * from_bits((uint32_t)g->scale[p * BW_PANEL_BLOCKS + k] + e);
             }
         }
     }
@@ -34,16 +36,10 @@ static void dot16(const bw_dot_args *g)
 static void pack16(const bw_pack_args *g)
 {
     int16_t *out = g->out;
-    for (size_t k = 0; k < g->count; k++, out += g->pixels * g->block) {
-        g->scale[k * g->pixels] = (int32_t)((uint32_t)(127 + (g->codes ? g->exps[k] : 0)) << 23);
-        if (!g->codes) {
-            memset(out, 0, g->block * sizeof *out);
-            continue;
-        }
-        const uint8_t *codes = g->codes + k * g->block;
-        for (size_t i = 0; i < g->block; i++)
-            out[i] = g->values ? g->values[codes[i]] : (int8_t)codes[i];
-    }
+    for (size_t k = 0; k < g->count; k++)
+        g->scale[k] = (int32_t)((uint32_t)(127 + (g->codes ? g->exps[k] : 0)) << 23);
+    for (size_t i = 0; i < g->count * g->block; i++)
+        out[i] = !g->codes ? 0 : g->values ? g->values[g->codes[i]] : (int8_t)g->codes[i];
 }
 
 static void widen(const uint8_t *codes, const int16_t *values, size_t blocks, size_t block, int16_t *out)

@@ -21,50 +21,50 @@ static void accumulate(const bw_dot_args *g, size_t k, size_t p, const float *d)
     float *acc = g->acc + p * g->stride;
     for (size_t n = 0; n < BW_OUTPUT_TILE; n++) {
         uint32_t e = (uint32_t)g->weight_exps[k * BW_OUTPUT_TILE + n] << 23;
-        acc[n] += d[n] * from_bits((uint32_t)g->scale[k * g->pixels + p] + e);
+        acc[n] += d[n] * from_bits((uint32_t)g->scale[p * BW_PANEL_BLOCKS + k] + e);
     }
 }
 
-static void dot_f64(const bw_dot_args *g)
+static void dot_f64(const bw_dot_args *g, size_t p)
 {
-    const double *a = g->codes, *w = g->weights;
-    for (size_t k = 0; k < g->blocks; k++, w += g->block * BW_OUTPUT_TILE) {
-        for (size_t p = 0; p < g->pixels; p++, a += g->block) {
-            double d[BW_OUTPUT_TILE] = {0};
-            for (size_t i = 0; i < g->block; i++)
-                for (size_t n = 0; n < BW_OUTPUT_TILE; n++)
-                    d[n] += a[i] * w[i * BW_OUTPUT_TILE + n];
-            float f[BW_OUTPUT_TILE];
+    const double *a = (const double *)g->codes + p * (BW_PANEL_BYTES / 8), *w = g->weights;
+    for (size_t k = 0; k < g->blocks; k++, a += g->block, w += g->block * BW_OUTPUT_TILE) {
+        double d[BW_OUTPUT_TILE] = {0};
+        for (size_t i = 0; i < g->block; i++)
             for (size_t n = 0; n < BW_OUTPUT_TILE; n++)
-                f[n] = (float)d[n];
-            accumulate(g, k, p, f);
-        }
+                d[n] += a[i] * w[i * BW_OUTPUT_TILE + n];
+        float f[BW_OUTPUT_TILE];
+        for (size_t n = 0; n < BW_OUTPUT_TILE; n++)
+            f[n] = (float)d[n];
+        accumulate(g, k, p, f);
     }
 }
 
-static void dot_i128(const bw_dot_args *g)
+static void dot_i128(const bw_dot_args *g, size_t p)
 {
-    const int64_t *a = g->codes, *w = g->weights;
-    for (size_t k = 0; k < g->blocks; k++, w += g->block * BW_OUTPUT_TILE) {
-        for (size_t p = 0; p < g->pixels; p++, a += g->block) {
-            float f[BW_OUTPUT_TILE];
-            for (size_t n = 0; n < BW_OUTPUT_TILE; n++) {
-                __int128 d = 0;
-                for (size_t i = 0; i < g->block; i++)
-                    d += (__int128)a[i] * w[i * BW_OUTPUT_TILE + n];
-                f[n] = (float)d;
-            }
-            accumulate(g, k, p, f);
+    const int64_t *a = (const int64_t *)g->codes + p * (BW_PANEL_BYTES / 8), *w = g->weights;
+    for (size_t k = 0; k < g->blocks; k++, a += g->block, w += g->block * BW_OUTPUT_TILE) {
+        float f[BW_OUTPUT_TILE];
+        for (size_t n = 0; n < BW_OUTPUT_TILE; n++) {
+            __int128 d = 0;
+            for (size_t i = 0; i < g->block; i++)
+                d += (__int128)a[i] * w[i * BW_OUTPUT_TILE + n];
+            f[n] = (float)d;
         }
+        accumulate(g, k, p, f);
     }
 }
 
 void bw_dot_wide(bw_dot_class c, const bw_dot_args *args)
 {
-    if (c == BW_DOT_F64)
-        dot_f64(args);
-    else
-        dot_i128(args);
+    for (size_t p = 0; p < args->pixels; p++) {
+        if (args->start)
+            memcpy(args->acc + p * args->stride, args->start, BW_OUTPUT_TILE * sizeof(float));
+        if (c == BW_DOT_F64)
+            dot_f64(args, p);
+        else
+            dot_i128(args, p);
+    }
 }
 
 void bw_pack_wide(bw_dot_class c, const bw_format_traits *t, const bw_pack_args *g)
@@ -73,13 +73,13 @@ void bw_pack_wide(bw_dot_class c, const bw_format_traits *t, const bw_pack_args 
     double *reals = g->out;
     int64_t *integers = g->out;
     for (size_t k = 0; k < g->count; k++) {
-        g->scale[k * g->pixels] = (int32_t)((uint32_t)(127 + (g->codes ? g->exps[k] : 0)) << 23);
+        g->scale[k] = (int32_t)((uint32_t)(127 + (g->codes ? g->exps[k] : 0)) << 23);
         for (size_t i = 0; i < g->block; i++) {
             int64_t v = g->codes ? table[g->codes[k * g->block + i]] : 0;
             if (c == BW_DOT_F64)
-                reals[k * g->pixels * g->block + i] = (double)v;
+                reals[k * g->block + i] = (double)v;
             else
-                integers[k * g->pixels * g->block + i] = v;
+                integers[k * g->block + i] = v;
         }
     }
 }

@@ -73,12 +73,17 @@ typedef enum bw_dot_class {
 } bw_dot_class;
 
 /*
- * A panel holds `pixels` <= BW_GROUP_MAX input rows of `blocks` reduction blocks, block-major:
- *   codes  [blocks][pixels][block]   int8 (S8), int16 (S16), double (F64), int64 (I128)
- *   offset [blocks][pixels]          S8 only: -128 * sum of the block's codes
- *   scale  [blocks][pixels]          (127 + e) << 23
- * Weights of a tile: S8: canonical order, int8; else [blocks][block / 2][16][2] (S16), [blocks][block][16] (F64, I128).
+ * A panel holds the input rows of some output pixels, a part of the reduction at a time, one row after the other:
+ *   codes   BW_PANEL_BYTES a row: int8 (S8), int16 (S16), double (F64), int64 (I128)
+ *   offset  BW_PANEL_BLOCKS int32 a row, S8 only: -128 * sum of the block's codes
+ *   scale   BW_PANEL_BLOCKS int32 a row: (127 + e) << 23
+ * Rows have a fixed stride, so that kernels address the pixels by constants; the odd 64 bytes keep them in different
+ * cache sets. Weights of a tile: S8: canonical order, int8; else [blocks][block / 2][16][2] (S16), [blocks][block][16].
  */
+#define BW_PANEL_CODES  2048u /* bytes of codes in a row, at most */
+#define BW_PANEL_BYTES  (BW_PANEL_CODES + 64u)
+#define BW_PANEL_BLOCKS 128u
+
 typedef struct bw_dot_args {
     size_t pixels, block, blocks;
     const void *codes;
@@ -86,16 +91,17 @@ typedef struct bw_dot_args {
     const int32_t *scale;
     const void *weights;
     const int8_t *weight_exps; /* [blocks][16] */
-    float *acc;                /* [pixels][stride], 16 outputs each: continued */
+    const float *start;        /* 16 values that acc starts at; NULL: continue from acc */
+    float *acc;                /* [pixels][stride], 16 outputs each */
     size_t stride;
 } bw_dot_args;
 
 typedef struct bw_pack_args {
     const uint8_t *codes; /* `count` blocks of device codes; NULL: zeros */
     const int8_t *exps;
-    size_t count, block, pixels;
+    size_t count, block;
     const int16_t *values; /* TABLE formats: 256 code values; else NULL */
-    void *out;             /* of this pixel's first block; the next block is `pixels` blocks on */
+    void *out;             /* all three inside one row of the panel */
     int32_t *offset;
     int32_t *scale;
 } bw_pack_args;

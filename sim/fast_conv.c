@@ -9,9 +9,8 @@
 
 #include "sim/fast.h"
 
-#define ITEM_PIXELS   60    /* most pixels of an item */
-#define ITEM_CHANNELS 1024  /* most channels of an item, unless groups force more */
-#define TILE_BYTES    32768 /* of the weights of a tile that are taken at a time: they stay in the first cache */
+#define ITEM_PIXELS   60   /* most pixels of an item */
+#define ITEM_CHANNELS 1024 /* most channels of an item, unless groups force more */
 #define ACC_BYTES     (256u << 10)
 
 static int64_t largest_code(const bw_format_traits *t)
@@ -125,9 +124,9 @@ static size_t lay_out(const bw_plan *plan, uint8_t *base, scratch *s)
     const size_t block = plan->ins->in.block, pixels = most_pixels(plan), wide = code_bytes(plan->dot);
     const size_t stride = acc_stride(plan, ITEM_CHANNELS);
     size_t next = 0;
-    s->codes = take(base, &next, pixels * plan->chunk * block * wide);
-    s->offset = take(base, &next, pixels * plan->chunk * sizeof(int32_t));
-    s->scale = take(base, &next, pixels * plan->chunk * sizeof(int32_t));
+    s->codes = take(base, &next, pixels * BW_PANEL_BYTES);
+    s->offset = take(base, &next, pixels * BW_PANEL_BLOCKS * sizeof(int32_t));
+    s->scale = take(base, &next, pixels * BW_PANEL_BLOCKS * sizeof(int32_t));
     s->bytes = take(base, &next, plan->chunk * block * BW_OUTPUT_TILE);
     s->weights = take(base, &next, plan->chunk * block * BW_OUTPUT_TILE * wide);
     s->acc = take(base, &next, pixels * stride * sizeof(float));
@@ -147,9 +146,8 @@ void bw_conv_plan(const bw_fast *engine, bw_plan *plan)
     plan->group_channels = ins->out0.channels / ins->groups;
     plan->group_tiles = divide_up(plan->group_channels, BW_OUTPUT_TILE);
     plan->tile_bytes = plan->reduction * (BW_OUTPUT_TILE * block * wt->code_bits / 8);
-    plan->chunk = TILE_BYTES / (BW_OUTPUT_TILE * block * code_bytes(plan->dot));
-    if (plan->chunk < 1)
-        plan->chunk = 1;
+    /* One row of a panel; the weights that go with it, 16 times as many bytes, stay in the first cache. */
+    plan->chunk = BW_PANEL_CODES / (block * code_bytes(plan->dot));
     if (plan->chunk > plan->reduction)
         plan->chunk = plan->reduction;
     scratch unused;
@@ -187,12 +185,6 @@ static void next_place(const bw_plan *plan, place *p)
     }
 }
 
-/* The pixels of an item fall into groups of about equal size, one kernel call each. */
-static size_t group_start(size_t pixels, size_t groups, size_t g)
-{
-    return pixels * g / groups;
-}
-
 /* Where in the kernel window a part of the reduction starts. */
 typedef struct window_start {
     size_t ky, kx, first; /* tap, and its first block */
@@ -224,9 +216,9 @@ static void pack_pixel(const job *j, size_t cg, place at, size_t k0, size_t coun
             j->engine->dots->pack16(&args);
         else
             bw_pack_wide(plan->dot, plan->in.format.traits, &args);
-        out += args.count * args.pixels * args.block * wide;
-        args.offset += args.count * args.pixels;
-        args.scale += args.count * args.pixels;
+        out += args.count * args.block * wide;
+        args.offset += args.count;
+        args.scale += args.count;
         first = 0;
         if (++kx == ins->kernel_x) {
             kx = 0;
@@ -270,41 +262,36 @@ static void accumulate(const job *j, size_t cg, size_t first, size_t pixels, siz
     const bw_plan *plan = j->plan;
     const bw_dot_kernels *dots = j->engine->dots;
     const bw_format_traits *in = plan->in.format.traits;
-    const size_t block = plan->ins->in.block, wide = code_bytes(plan->dot);
-    const size_t groups = divide_up(pixels, dots->group);
+    const size_t block = plan->ins->in.block, groups = divide_up(pixels, dots->group);
+    static const float zeros[BW_OUTPUT_TILE];
+    uint8_t starts[ITEM_PIXELS + 1]; /* the pixels fall into groups of about equal size, one kernel call each */
+    for (size_t g = 0; g <= groups; g++)
+        starts[g] = (uint8_t)(pixels * g / groups);
 
-    for (size_t p = 0; p < pixels; p++) {
-        if (plan->bias)
-            memcpy(acc + p * stride, plan->bias + t0 * BW_OUTPUT_TILE, (t1 - t0) * BW_OUTPUT_TILE * sizeof *acc);
-        else
-            memset(acc + p * stride, 0, (t1 - t0) * BW_OUTPUT_TILE * sizeof *acc);
-    }
     for (size_t k0 = 0; k0 < plan->reduction; k0 += plan->chunk) {
         const size_t count = plan->reduction - k0 < plan->chunk ? plan->reduction - k0 : plan->chunk;
         const size_t tap = k0 / plan->group_blocks;
         const window_start w = {tap / plan->ins->kernel_x, tap % plan->ins->kernel_x, k0 % plan->group_blocks};
+        bw_pack_args pack = {.block = block};
+        pack.values = in->kind == BW_KIND_TABLE ? j->engine->tables->values16[in->format] : NULL;
         place at = place_of(plan, first);
-        for (size_t g = 0; g < groups; g++) {
-            const size_t start = group_start(pixels, groups, g), n = group_start(pixels, groups, g + 1) - start;
-            bw_pack_args args = {.block = block, .pixels = n};
-            args.values = in->kind == BW_KIND_TABLE ? j->engine->tables->values16[in->format] : NULL;
-            for (size_t p = 0; p < n; p++, next_place(plan, &at)) {
-                args.out = s->codes + (start * count + p) * block * wide;
-                args.offset = s->offset + start * count + p;
-                args.scale = s->scale + start * count + p;
-                pack_pixel(j, cg, at, k0, count, w, args);
-            }
+        for (size_t p = 0; p < pixels; p++, next_place(plan, &at)) {
+            pack.out = s->codes + p * BW_PANEL_BYTES;
+            pack.offset = s->offset + p * BW_PANEL_BLOCKS;
+            pack.scale = s->scale + p * BW_PANEL_BLOCKS;
+            pack_pixel(j, cg, at, k0, count, w, pack);
         }
+        bw_dot_args args = {.block = block, .blocks = count, .stride = stride};
         for (size_t t = t0; t < t1; t++) {
-            bw_dot_args args = {.block = block, .blocks = count, .stride = stride};
             args.weights = tile_weights(j, t, k0, count, s);
             args.weight_exps = plan->weight_exps + (t * plan->reduction + k0) * BW_OUTPUT_TILE;
+            args.start = k0 ? NULL : plan->bias ? plan->bias + t * BW_OUTPUT_TILE : zeros;
             for (size_t g = 0; g < groups; g++) {
-                const size_t start = group_start(pixels, groups, g);
-                args.pixels = group_start(pixels, groups, g + 1) - start;
-                args.codes = s->codes + start * count * block * wide;
-                args.offset = s->offset + start * count;
-                args.scale = s->scale + start * count;
+                const size_t start = starts[g];
+                args.pixels = starts[g + 1] - start;
+                args.codes = s->codes + start * BW_PANEL_BYTES;
+                args.offset = s->offset + start * BW_PANEL_BLOCKS;
+                args.scale = s->scale + start * BW_PANEL_BLOCKS;
                 args.acc = acc + start * stride + (t - t0) * BW_OUTPUT_TILE;
                 if (plan->dot == BW_DOT_S8)
                     dots->dot8(&args);
