@@ -160,6 +160,7 @@ typedef struct bw_plan {
     bw_dot_class dot;
     size_t group_blocks;   /* kb: blocks per pixel and group */
     size_t reduction;      /* blocks of the whole reduction */
+    int taps_adjoin;       /* the blocks of tap kx + 1 follow those of tap kx in memory */
     size_t group_channels; /* outputs per group */
     size_t group_tiles;
     size_t tile_bytes; /* packed codes of one tile */

@@ -143,6 +143,7 @@ void bw_conv_plan(const bw_fast *engine, bw_plan *plan)
     plan->dot = choose_class(engine, plan->in.format.traits, wt, block);
     plan->group_blocks = divide_up(ins->in.channels / ins->groups, block);
     plan->reduction = bw_conv_blocks(ins);
+    plan->taps_adjoin = ins->groups == 1 && ins->dilation_x == 1 && ins->in.pixel_stride == plan->group_blocks;
     plan->group_channels = ins->out0.channels / ins->groups;
     plan->group_tiles = divide_up(plan->group_channels, BW_OUTPUT_TILE);
     plan->tile_bytes = plan->reduction * (BW_OUTPUT_TILE * block * wt->code_bits / 8);
@@ -190,22 +191,45 @@ typedef struct window_start {
     size_t ky, kx, first; /* tap, and its first block */
 } window_start;
 
+/* Taps from kx on that are alike: all outside the input, or inside and one run of memory. */
+static size_t equal_taps(const bw_plan *plan, int64_t y, int64_t x, size_t kx, int *inside)
+{
+    const bw_instruction *ins = plan->ins;
+    const size_t left = ins->kernel_x - kx;
+    const int64_t width = ins->in.width, dilation = ins->dilation_x;
+    *inside = 0;
+    if (y < 0 || y >= ins->in.height || x >= width)
+        return left;
+    size_t n = 1;
+    if (x < 0) {
+        n = (size_t)((-x + dilation - 1) / dilation);
+    } else {
+        *inside = 1;
+        if (plan->taps_adjoin)
+            n = (size_t)(width - x);
+    }
+    return n < left ? n : left;
+}
+
 /* Packs blocks k0 .. k0 + count of the reduction of group `cg` for one pixel. */
-static void pack_pixel(const job *j, size_t cg, place at, size_t k0, size_t count, window_start start,
-                       bw_pack_args args)
+static void pack_pixel(const job *j, size_t cg, place at, size_t count, window_start start, bw_pack_args args)
 {
     const bw_plan *plan = j->plan;
     const bw_instruction *ins = plan->ins;
-    const size_t kb = plan->group_blocks, wide = code_bytes(plan->dot), end = k0 + count;
+    const size_t kb = plan->group_blocks, wide = code_bytes(plan->dot);
     const int64_t y0 = (int64_t)at.y * ins->stride_y + ins->origin_y;
     const int64_t x0 = (int64_t)at.x * ins->stride_x + ins->origin_x;
     uint8_t *out = args.out;
     size_t first = start.first, ky = start.ky, kx = start.kx;
-    for (size_t k = k0; k < end; k += args.count) {
+    while (count) {
         const int64_t y = y0 + (int64_t)ky * ins->dilation_y, x = x0 + (int64_t)kx * ins->dilation_x;
-        args.count = kb - first < end - k ? kb - first : end - k;
+        int inside;
+        const size_t taps = equal_taps(plan, y, x, kx, &inside);
+        args.count = taps * kb - first;
+        if (args.count > count)
+            args.count = count;
         args.codes = NULL;
-        if (y >= 0 && y < ins->in.height && x >= 0 && x < ins->in.width) {
+        if (inside) {
             args.codes = bw_view_codes(&plan->in, at.image, (size_t)y, (size_t)x, cg * kb + first);
             args.exps = bw_view_exps(&plan->in, at.image, (size_t)y, (size_t)x, cg * kb + first);
         }
@@ -219,8 +243,10 @@ static void pack_pixel(const job *j, size_t cg, place at, size_t k0, size_t coun
         out += args.count * args.block * wide;
         args.offset += args.count;
         args.scale += args.count;
+        count -= args.count;
         first = 0;
-        if (++kx == ins->kernel_x) {
+        kx += taps;
+        if (kx == ins->kernel_x) {
             kx = 0;
             ky++;
         }
@@ -279,7 +305,7 @@ static void accumulate(const job *j, size_t cg, size_t first, size_t pixels, siz
             pack.out = s->codes + p * BW_PANEL_BYTES;
             pack.offset = s->offset + p * BW_PANEL_BLOCKS;
             pack.scale = s->scale + p * BW_PANEL_BLOCKS;
-            pack_pixel(j, cg, at, k0, count, w, pack);
+            pack_pixel(j, cg, at, count, w, pack);
         }
         bw_dot_args args = {.block = block, .blocks = count, .stride = stride};
         for (size_t t = t0; t < t1; t++) {

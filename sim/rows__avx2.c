@@ -81,6 +81,11 @@ static inline vf v_gather(const float *table, vi index)
     return (vf)_mm256_i32gather_ps(table, (__m256i)index, 4);
 }
 
+static inline vi v_max_int(vi a, vi b)
+{
+    return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b);
+}
+
 static inline int32_t v_reduce_max(vi v)
 {
     __m128i m = _mm_max_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));

@@ -6,7 +6,9 @@
  *   v_load_s8 v_load_u8 v_load_u16  (pointer) -> vi; v_store_s8 v_store_u16 (pointer, vi): the low bits of each lane
  *   v_float (vi -> vf, exact or RNE), v_round (vf -> vi, RNE), v_min v_max (as MINPS, MAXPS: the second operand
  *   if they are equal or unordered), v_fma, v_half_to_float (pointer -> vf), v_to_half (vf -> vi), v_gather,
- *   v_reduce_max (vi -> int32_t)
+ *   v_max_int, v_reduce_max (vi -> int32_t)
+ * and, if it can do four blocks faster than one after the other, V_FOUR and
+ *   v_scale_four (traits, x, block, exps, scales): the exponents of four blocks, and 2^-e of each
  * and then includes this.
  */
 
@@ -119,12 +121,11 @@ static void decode(const bw_row_format *f, const uint8_t *codes, const int8_t *e
 }
 
 /* floor(log2(max |x|)) - emax_shift, clamped; zeros and subnormals are far below every exp_min. */
-static inline int block_exponent(const bw_format_traits *t, const float *x, size_t block)
+static inline __attribute__((always_inline)) int block_exponent(const bw_format_traits *t, const float *x, size_t block)
 {
     vi m = v_set_int(0);
     for (size_t j = 0; j < block; j += V_LANES) {
-        vi a = (vi)v_load(x + j) & 0x7FFFFFFF, more = a > m;
-        m = (a & more) | (m & ~more);
+        m = v_max_int((vi)v_load(x + j) & 0x7FFFFFFF, m);
     }
     int e = (v_reduce_max(m) >> 23) - 127 - t->emax_shift;
     return e < t->exp_min ? t->exp_min : e > t->exp_max ? t->exp_max : e;
@@ -146,38 +147,66 @@ static inline vi encode_elements(vf v, int m, float max_code, int sign_bit)
     return code | (negative & (1 << sign_bit));
 }
 
+static inline __attribute__((always_inline)) void encode_int_at(const float *x, size_t block, vf s, float limit,
+                                                                uint8_t *codes)
+{
+    const vf hi = v_set(limit), lo = v_set(-limit);
+    for (size_t j = 0; j < block; j += V_LANES)
+        v_store_s8(codes + j, v_round(v_min(v_max(v_load(x + j) * s, lo), hi)));
+}
+
+static inline void encode_table_at(const bw_format_traits *t, const float *x, size_t block, vf s, float limit,
+                                   uint8_t *codes)
+{
+    for (size_t j = 0; j < block; j += V_LANES)
+        v_store_s8(codes + j, encode_elements(v_load(x + j) * s, t->mantissa_bits - 1, limit, t->code_bits - 1));
+}
+
+/* Inlined with a constant kind and block, so that the loops unroll. */
+static inline __attribute__((always_inline)) void encode_blocks(const bw_format_traits *t, bw_format_kind kind,
+                                                                const float *x, size_t n, size_t block, uint8_t *codes,
+                                                                int8_t *exps)
+{
+    const float limit = (float)t->max_code;
+    size_t i = 0;
+#ifdef V_FOUR
+    for (; i + 4 * block <= n; i += 4 * block) {
+        vf scales[4];
+        v_scale_four(t, x + i, block, exps + i / block, scales);
+#pragma GCC unroll 4
+        for (size_t b = 0; b < 4; b++) {
+            const size_t at = i + b * block;
+            if (kind == BW_KIND_INT)
+                encode_int_at(x + at, block, scales[b], limit, codes + at);
+            else
+                encode_table_at(t, x + at, block, scales[b], limit, codes + at);
+        }
+    }
+#endif
+    for (; i < n; i += block) {
+        int e = block_exponent(t, x + i, block);
+        exps[i / block] = (int8_t)e;
+        if (kind == BW_KIND_INT)
+            encode_int_at(x + i, block, v_set(power(-e)), limit, codes + i);
+        else
+            encode_table_at(t, x + i, block, v_set(power(-e)), limit, codes + i);
+    }
+}
+
 static void encode(const bw_row_format *f, const float *x, size_t n, uint8_t *codes, int8_t *exps)
 {
-    const bw_format_traits *t = f->traits;
-    const size_t block = f->block;
-    const float limit = (float)t->max_code;
-    switch (f->kind) {
-    case BW_KIND_FLOAT:
+    if (f->kind == BW_KIND_FLOAT)
         memcpy(codes, x, n * sizeof *x);
-        break;
-    case BW_KIND_VECTOR:
-        encode_vector(t->format, x, n, (uint16_t *)(void *)codes);
-        break;
-    case BW_KIND_INT:
-        for (size_t i = 0; i < n; i += block) {
-            int e = block_exponent(t, x + i, block);
-            vf s = v_set(power(-e)), hi = v_set(limit), lo = v_set(-limit);
-            for (size_t j = 0; j < block; j += V_LANES)
-                v_store_s8(codes + i + j, v_round(v_min(v_max(v_load(x + i + j) * s, lo), hi)));
-            exps[i / block] = (int8_t)e;
-        }
-        break;
-    case BW_KIND_TABLE:
-        for (size_t i = 0; i < n; i += block) {
-            int e = block_exponent(t, x + i, block);
-            vf s = v_set(power(-e));
-            for (size_t j = 0; j < block; j += V_LANES)
-                v_store_s8(codes + i + j,
-                           encode_elements(v_load(x + i + j) * s, t->mantissa_bits - 1, limit, t->code_bits - 1));
-            exps[i / block] = (int8_t)e;
-        }
-        break;
-    }
+    else if (f->kind == BW_KIND_VECTOR)
+        encode_vector(f->traits->format, x, n, (uint16_t *)(void *)codes);
+    else if (f->kind == BW_KIND_TABLE)
+        encode_blocks(f->traits, BW_KIND_TABLE, x, n, f->block, codes, exps);
+    else if (f->block == 16)
+        encode_blocks(f->traits, BW_KIND_INT, x, n, 16, codes, exps);
+    else if (f->block == 32)
+        encode_blocks(f->traits, BW_KIND_INT, x, n, 32, codes, exps);
+    else
+        encode_blocks(f->traits, BW_KIND_INT, x, n, f->block, codes, exps);
 }
 
 static void add(size_t n, const float *a, const float *b, float *y)

@@ -2,7 +2,7 @@
 /*
  * Speed of the fast engine: layer shapes of ResNet-50 x formats x ISA, in G multiply-adds per second and percent of
  * the VPDPBUSD rate measured on the same core. BW_BENCH_THREADS=n (default 1), BW_BENCH_SECONDS=s per figure (0.15),
- * BW_BENCH_ONLY=text for the layers whose name contains it.
+ * BW_BENCH_ONLY=text for the layers whose name contains it, BW_BENCH_FORMAT=name.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -215,7 +215,7 @@ int main(void)
                                         BW_FORMAT_MXFP4_E2M1};
     const size_t format_count = sizeof formats / sizeof formats[0], layer_count = sizeof layers / sizeof layers[0];
     const char *threads_text = getenv("BW_BENCH_THREADS"), *seconds_text = getenv("BW_BENCH_SECONDS");
-    const char *only = getenv("BW_BENCH_ONLY");
+    const char *only = getenv("BW_BENCH_ONLY"), *only_format = getenv("BW_BENCH_FORMAT");
     const unsigned threads = threads_text ? (unsigned)strtoul(threads_text, NULL, 10) : 1;
     const double seconds = seconds_text ? strtod(seconds_text, NULL) : 0.15, peak = measure_peak();
 
@@ -236,6 +236,10 @@ int main(void)
                 continue;
             printf("  %-24s", layers[i].name);
             for (size_t f = 0; f < format_count; f++) {
+                if (only_format && strcmp(only_format, bw_format_get(formats[f])->name) != 0) {
+                    printf(" %16s", "-");
+                    continue;
+                }
                 double rate = measure(&layers[i], formats[f], bw_format_get(formats[f])->block, isa, threads, seconds);
                 char text[32];
                 snprintf(text, sizeof text, peak > 0 ? "%.1f (%.0f%%)" : "%.1f", rate, rate / peak * 100);
