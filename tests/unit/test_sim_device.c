@@ -10,8 +10,10 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <jansson.h>
 
 #include "hal/base.h"
+#include "hal/bitstream.h"
 #include "hal/hal.h"
 #include "sim/sim.h"
 #include "tests/support/random_program.h"
@@ -396,6 +398,107 @@ static void bitstream_changes_the_device(void **state)
     free_work(&w);
 }
 
+#define OFFERS(version)                                                                                                \
+    "\"offers\":{\"isa_version\":" version ",\"formats\":[\"fp32\"],\"opcodes\":[\"COPY\"],\"blocks\":[16],"           \
+    "\"act_bytes\":1048576,\"const_bytes\":1048576}"
+
+static bw_status configure(bw_device *dev, const char *kind, const char *payload, char uuid[BW_UUID_TEXT])
+{
+    bw_bitstream bits;
+    memset(&bits, 0, sizeof bits);
+    strcpy(bits.interface_id, info(dev).interface_id);
+    strcpy(bits.part, info(dev).part);
+    strcpy(bits.name, "of a test");
+    bits.offers = info(dev).offers;
+    bits.payload_count = 1;
+    strcpy(bits.payloads[0].kind, kind);
+    bits.payloads[0].bytes = payload;
+    bits.payloads[0].size = strlen(payload);
+    void *bytes;
+    size_t size;
+    assert_ok(bw_bitstream_write(&bits, &bytes, &size, &err));
+    strcpy(uuid, bits.uuid);
+    bw_status status = bw_device_load_bitstream(dev, bytes, size, &err);
+    free(bytes);
+    return status;
+}
+
+static void memory_is_limited(void **state)
+{
+    (void)state;
+    bw_device *dev;
+    bw_image *first, *second;
+    char uuid[BW_UUID_TEXT];
+    assert_ok(bw_device_open("sim:?threads=1", &dev, &err));
+    work w = make_work(20, 0, 0);
+    assert_ok(load(dev, &w, &first));
+    uint64_t need = info(dev).memory_used;
+    bw_image_release(first);
+    bw_requirements offers = info(dev).offers;
+    for (uint64_t room = need - 1; room <= 2 * need; room = room == need - 1 ? 2 * need - 1 : room + 1) {
+        json_t *root = json_pack("{s:s, s:I, s:o}", "name", "small", "memory_bytes", (json_int_t)room, "offers",
+                                 bw_requirements_to_json(&offers));
+        char *text = json_dumps(root, 0);
+        json_decref(root);
+        assert_non_null(text);
+        assert_ok(configure(dev, "sim-arch", text, uuid));
+        free(text);
+        assert_is(room < need ? BW_NO_MEMORY : BW_OK, load(dev, &w, &first));
+        if (room < need) {
+            assert_text("release other images");
+            continue;
+        }
+        assert_is(room < 2 * need ? BW_NO_MEMORY : BW_OK, load(dev, &w, &second));
+        bw_image_release(first);
+        if (room < 2 * need)
+            assert_ok(load(dev, &w, &second));
+        assert_ok(run(second, &w, 0));
+        assert_memory_equal(w.out, w.expected, w.bytes);
+        bw_image_release(second);
+        assert_int_equal(info(dev).memory_used, 0);
+    }
+    assert_is(BW_INCOMPATIBLE, configure(dev, "xclbin", "x", uuid));
+    assert_text("no payload of kind 'sim-arch'");
+    bw_device_close(dev);
+    free_work(&w);
+}
+
+/* A container that is sound around a payload that is not: refused, and the device is as before. */
+static void hostile_payloads_are_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *payload, *text;
+        bw_status status;
+    } cases[] = {
+        {"{\"name\":\"tiny\",\"memory_bytes\":4096," OFFERS("1") "}", "", BW_OK},
+        {"{\"name\":\"tiny\",\"memory_bytes\":4096," OFFERS("2") "}", "ISA version 2", BW_VERSION_MISMATCH},
+        {"{\"name\":\"tiny\",\"memory_bytes\":-1," OFFERS("1") "}", "memory_bytes", BW_CORRUPT},
+        {"{\"name\":\"tiny\",\"memory_bytes\":1e3," OFFERS("1") "}", "memory_bytes", BW_CORRUPT},
+        {"{\"name\":\"\",\"memory_bytes\":1," OFFERS("1") "}", "name", BW_CORRUPT},
+        {"{\"memory_bytes\":1," OFFERS("1") "}", "name", BW_CORRUPT},
+        {"{\"name\":\"tiny\",\"memory_bytes\":1}", "offers", BW_CORRUPT},
+        {"[1,2]", "name", BW_CORRUPT},
+        {"not json", "no JSON", BW_CORRUPT},
+        {"{\"name\":\"tiny\"", "no JSON", BW_CORRUPT},
+    };
+    bw_device *dev;
+    assert_ok(bw_device_open("sim:?threads=1", &dev, &err));
+    char before[BW_UUID_TEXT] = "";
+    for (unsigned i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char uuid[BW_UUID_TEXT];
+        assert_is(cases[i].status, configure(dev, "sim-arch", cases[i].payload, uuid));
+        if (cases[i].status)
+            assert_text(cases[i].text);
+        else
+            strcpy(before, uuid);
+        assert_string_equal(info(dev).bitstream, before);
+        assert_int_equal(info(dev).memory_bytes, 4096);
+        assert_int_equal(info(dev).health, BW_HEALTH_OK);
+    }
+    bw_device_close(dev);
+}
+
 int main(void)
 {
     if (bw_sim_register(&err)) {
@@ -403,10 +506,16 @@ int main(void)
         return 1;
     }
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(enumerated_devices_open), cmocka_unit_test(options_are_checked),
-        cmocka_unit_test(u250_has_limits),         cmocka_unit_test(images_share_a_device),
-        cmocka_unit_test(injected_faults),         cmocka_unit_test(hang_without_reset_is_death),
-        cmocka_unit_test(slow_runs_are_cancelled), cmocka_unit_test(bitstream_changes_the_device),
+        cmocka_unit_test(enumerated_devices_open),
+        cmocka_unit_test(options_are_checked),
+        cmocka_unit_test(u250_has_limits),
+        cmocka_unit_test(images_share_a_device),
+        cmocka_unit_test(injected_faults),
+        cmocka_unit_test(hang_without_reset_is_death),
+        cmocka_unit_test(slow_runs_are_cancelled),
+        cmocka_unit_test(bitstream_changes_the_device),
+        cmocka_unit_test(hostile_payloads_are_refused),
+        cmocka_unit_test(memory_is_limited),
     };
     return cmocka_run_group_tests_name("sim device", tests, NULL, NULL);
 }
