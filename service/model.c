@@ -53,7 +53,7 @@ bw_status bw_model_bind_pictures(bw_model *m, const bw_preprocess *p, bw_error *
                    m->name, (long long)c, p->height, p->width);
 }
 
-const char *bw_dims_text(const int64_t *dims, int rank, char text[128])
+const char *bw_io_shape_text(const int64_t *dims, int rank, char text[128])
 {
     size_t n = 0;
     text[n++] = '[';

@@ -47,7 +47,7 @@ bw_status bw_model_bind_pictures(bw_model *m, const bw_preprocess *preprocess, b
 void bw_model_release(bw_model *m); /* NULL allowed */
 
 /* "[-1,3,32,32]" into text; returns text. */
-const char *bw_dims_text(const int64_t *dims, int rank, char text[128]);
+const char *bw_io_shape_text(const int64_t *dims, int rank, char text[128]);
 
 typedef struct bw_repository bw_repository;
 bw_repository *bw_repository_new(void);

@@ -251,7 +251,7 @@ bw_status bw_scoring_pictures(bw_scoring *s, const bw_tensor_in *t, bw_cursor *p
         char shape[128];
         status = bw_fail(err, BW_INVALID_ARGUMENT,
                          "input '%.100s': %zu pictures in shape %s, expected [N] with N pictures, 1..4096", t->name,
-                         count, bw_dims_text(t->dims, t->rank, shape));
+                         count, bw_io_shape_text(t->dims, t->rank, shape));
     }
     int64_t batch = status ? 0 : m->inputs[index]->dims[0];
     if (!status && batch > 0 && n != batch)

@@ -225,7 +225,7 @@ void bw_tensor_list(const bw_io *const *ios, int count, char *text, size_t size)
         char shape[128];
         const bw_element_traits *t = bw_element_of_dtype(ios[i]->dtype);
         int wrote = snprintf(text + n, size - n, "%s'%s' %s %s", i ? ", " : "", ios[i]->name, t ? t->kserve : "?",
-                             bw_dims_text(ios[i]->dims, ios[i]->rank, shape));
+                             bw_io_shape_text(ios[i]->dims, ios[i]->rank, shape));
         if (wrote < 0 || (size_t)wrote >= size - n)
             return;
         n += (size_t)wrote;
@@ -256,6 +256,6 @@ bw_status bw_tensor_check_shape(const bw_model *m, const bw_io *io, const int64_
     static const char *const hints[] = {"", ": that is NHWC, transpose it to NCHW",
                                         ": that is NCHW, transpose it to NHWC"};
     return bw_fail(err, BW_INVALID_ARGUMENT, "tensor '%s' of model '%s': shape %s, expected %s%s", io->name, m->name,
-                   bw_dims_text(dims, rank, got), bw_dims_text(io->dims, io->rank, want),
+                   bw_io_shape_text(dims, rank, got), bw_io_shape_text(io->dims, io->rank, want),
                    hints[fits_transposed(io, dims, rank)]);
 }
