@@ -75,8 +75,8 @@ static int find_binding(bw_importer *im, const char *name, int64_t *value)
     return 0;
 }
 
-static bw_status input_dim(bw_importer *im, const BwOnnx__ValueInfoProto *v, size_t axis,
-                           const BwOnnx__Dimension *dim, int64_t *out, bw_error *err)
+static bw_status input_dim(bw_importer *im, const BwOnnx__ValueInfoProto *v, size_t axis, const BwOnnx__Dimension *dim,
+                           int64_t *out, bw_error *err)
 {
     const char *symbol = dim->value_case == BW_ONNX__DIMENSION__VALUE_DIM_PARAM ? dim->dim_param : "";
     if (dim->value_case == BW_ONNX__DIMENSION__VALUE_DIM_VALUE && dim->dim_value > 0) {
@@ -88,7 +88,8 @@ static bw_status input_dim(bw_importer *im, const BwOnnx__ValueInfoProto *v, siz
             if (axis > 0)
                 return bw_fail(err, BW_INVALID_ARGUMENT,
                                "input '%s': axis %zu is dynamic (%s%s%s), only the batch may be: give it a size with "
-                               "--bind %s=VALUE", v->name, axis, symbol[0] ? "'" : "", symbol[0] ? symbol : "no name",
+                               "--bind %s=VALUE",
+                               v->name, axis, symbol[0] ? "'" : "", symbol[0] ? symbol : "no name",
                                symbol[0] ? "'" : "", symbol[0] ? symbol : place);
             *out = -1;
             return BW_OK;
@@ -106,17 +107,21 @@ static bw_status import_input(bw_importer *im, const BwOnnx__ValueInfoProto *v, 
     if (!v->name[0])
         return bw_fail(err, BW_CORRUPT, "an input without a name");
     if (!t)
-        return bw_fail(err, BW_UNSUPPORTED, "input '%s' is not a tensor: sequences, maps and optionals are not "
-                       "supported", v->name);
+        return bw_fail(err, BW_UNSUPPORTED,
+                       "input '%s' is not a tensor: sequences, maps and optionals are not "
+                       "supported",
+                       v->name);
     bw_dtype dtype = bw_import_dtype(im, t->elem_type);
     if (dtype == BW_DTYPE_NONE)
-        return bw_fail(err, BW_UNSUPPORTED, "input '%s': element type %d (%s) is not supported: convert the model to "
-                       "float32", v->name, t->elem_type, bw_import_type_name(t->elem_type));
+        return bw_fail(err, BW_UNSUPPORTED,
+                       "input '%s': element type %d (%s) is not supported: convert the model to "
+                       "float32",
+                       v->name, t->elem_type, bw_import_type_name(t->elem_type));
     if (!t->shape)
         return bw_fail(err, BW_UNSUPPORTED, "input '%s' has no shape: export the model with shapes", v->name);
     if (t->shape->n_dim > BW_RANK_MAX)
-        return bw_fail(err, BW_UNSUPPORTED, "input '%s': rank %zu, at most %d is supported", v->name,
-                       t->shape->n_dim, BW_RANK_MAX);
+        return bw_fail(err, BW_UNSUPPORTED, "input '%s': rank %zu, at most %d is supported", v->name, t->shape->n_dim,
+                       BW_RANK_MAX);
     int64_t dims[BW_RANK_MAX] = {0};
     for (size_t i = 0; i < t->shape->n_dim; i++) {
         bw_status st = input_dim(im, v, i, t->shape->dim[i], &dims[i], err);
@@ -214,8 +219,10 @@ static bw_status find_opset(bw_importer *im, const BwOnnx__ModelProto *m, bw_err
     if (im->opset == 0)
         return bw_fail(err, BW_CORRUPT, "the model names no ONNX operator set: is it an ONNX model?");
     if (im->opset < BW_OPSET_MIN || im->opset > BW_OPSET_MAX)
-        return bw_fail(err, BW_UNSUPPORTED, "operator set %lld, supported are %d to %d: convert the model with "
-                       "onnx.version_converter", (long long)im->opset, BW_OPSET_MIN, BW_OPSET_MAX);
+        return bw_fail(err, BW_UNSUPPORTED,
+                       "operator set %lld, supported are %d to %d: convert the model with "
+                       "onnx.version_converter",
+                       (long long)im->opset, BW_OPSET_MIN, BW_OPSET_MAX);
     return BW_OK;
 }
 
@@ -239,8 +246,8 @@ static bw_status import_graph(bw_importer *im, BwOnnx__ModelProto *m, bw_error *
     if (!(im->g = bw_graph_new(p->name[0] ? p->name : "graph")))
         return bw_fail(err, BW_NO_MEMORY, "no memory for the graph");
     im->narrow_floats = bw_import_has_matrix_products(p);
-    if ((st = import_initialisers(im, p, err)) || (st = import_inputs(im, p, err)) ||
-        (st = check_bindings(im, err)) || (st = bw_import_nodes(im, p, err)) || (st = import_outputs(im, p, err)))
+    if ((st = import_initialisers(im, p, err)) || (st = import_inputs(im, p, err)) || (st = check_bindings(im, err)) ||
+        (st = bw_import_nodes(im, p, err)) || (st = import_outputs(im, p, err)))
         return st;
     if ((st = bw_normalise_graph(im, err)))
         return st;
@@ -259,8 +266,10 @@ static bw_status import_model(bw_importer *im, const void *bytes, size_t size, b
     if (!m && allocator.exhausted)
         return bw_fail(err, BW_CORRUPT, "the model asks for far more memory than its %zu bytes can hold", size);
     if (!m)
-        return bw_fail(err, BW_CORRUPT, "no ONNX model, or damaged: the protocol buffer ends or breaks within its %zu "
-                       "bytes", size);
+        return bw_fail(err, BW_CORRUPT,
+                       "no ONNX model, or damaged: the protocol buffer ends or breaks within its %zu "
+                       "bytes",
+                       size);
     if (info) {
         memset(info, 0, sizeof *info);
         snprintf(info->producer, sizeof info->producer, "%s%s%s", m->producer_name, m->producer_version[0] ? " " : "",

@@ -32,12 +32,12 @@ typedef struct bw_name_map {
     struct bw_name_slot {
         const char *name;
         int value;
-    } *slots;
+    } * slots;
     size_t capacity, count;
 } bw_name_map;
 
 bw_status bw_name_map_put(bw_name_map *m, const char *name, int value, bw_error *err); /* replaces */
-int bw_name_map_get(const bw_name_map *m, const char *name);                            /* -1: absent */
+int bw_name_map_get(const bw_name_map *m, const char *name);                           /* -1: absent */
 void bw_name_map_free(bw_name_map *m);
 
 /* An external data file, mapped while the import runs. */

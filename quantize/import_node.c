@@ -7,15 +7,7 @@
 #include "quantize/import_internal.h"
 
 /* Numbers of AttributeProto.AttributeType. */
-enum {
-    ATTR_FLOAT = 1,
-    ATTR_INT = 2,
-    ATTR_STRING = 3,
-    ATTR_TENSOR = 4,
-    ATTR_GRAPH = 5,
-    ATTR_FLOATS = 6,
-    ATTR_INTS = 7
-};
+enum { ATTR_FLOAT = 1, ATTR_INT = 2, ATTR_STRING = 3, ATTR_TENSOR = 4, ATTR_GRAPH = 5, ATTR_FLOATS = 6, ATTR_INTS = 7 };
 
 int bw_import_has_matrix_products(const BwOnnx__GraphProto *p)
 {
@@ -58,8 +50,10 @@ static bw_status import_attribute(bw_importer *im, int node, BwOnnx__AttributePr
     if (is_ignored(a->name))
         return BW_OK;
     if (a->ref_attr_name[0])
-        return bw_fail(err, BW_UNSUPPORTED, "%s: attribute '%s' refers to a function's attribute: inline the "
-                       "functions of the model", where, a->name);
+        return bw_fail(err, BW_UNSUPPORTED,
+                       "%s: attribute '%s' refers to a function's attribute: inline the "
+                       "functions of the model",
+                       where, a->name);
     if (bw_node_attr(n, a->name))
         return bw_fail(err, BW_CORRUPT, "%s: attribute '%s' is given twice", where, a->name);
     bw_status st;
@@ -100,8 +94,10 @@ static bw_status import_attribute(bw_importer *im, int node, BwOnnx__AttributePr
         break;
     }
     default:
-        return bw_fail(err, BW_UNSUPPORTED, "%s: attribute '%s' has type %d (graph, strings or other), which is not "
-                       "supported", where, a->name, a->type);
+        return bw_fail(err, BW_UNSUPPORTED,
+                       "%s: attribute '%s' has type %d (graph, strings or other), which is not "
+                       "supported",
+                       where, a->name, a->type);
     }
     return st ? no_memory(err, where) : BW_OK;
 }
@@ -164,16 +160,22 @@ static bw_status check_operator(const bw_importer *im, const BwOnnx__NodeProto *
     char where[200];
     proto_where(n, where);
     if (n->domain[0] && strcmp(n->domain, "ai.onnx"))
-        return bw_fail(err, BW_UNSUPPORTED, "%s: operators of domain '%s' are not supported: export the model with "
-                       "standard ONNX operators", where, n->domain);
+        return bw_fail(err, BW_UNSUPPORTED,
+                       "%s: operators of domain '%s' are not supported: export the model with "
+                       "standard ONNX operators",
+                       where, n->domain);
     for (size_t i = 0; i < sizeof quantized / sizeof quantized[0]; i++)
         if (!strcmp(n->op_type, quantized[i]))
-            return bw_fail(err, BW_UNSUPPORTED, "%s: the model is already quantized, which this version does not "
-                           "read: give it the float model", where);
+            return bw_fail(err, BW_UNSUPPORTED,
+                           "%s: the model is already quantized, which this version does not "
+                           "read: give it the float model",
+                           where);
     if (!strcmp(n->op_type, "Constant") || !strcmp(n->op_type, "Upsample") || bw_op_supported(n->op_type))
         return BW_OK;
-    return bw_fail(err, BW_UNSUPPORTED, "%s, opset %lld: the operator is not supported: cut the model before it or "
-                   "replace it, docs/import.md lists the operators", where, (long long)im->opset);
+    return bw_fail(err, BW_UNSUPPORTED,
+                   "%s, opset %lld: the operator is not supported: cut the model before it or "
+                   "replace it, docs/import.md lists the operators",
+                   where, (long long)im->opset);
 }
 
 /* A node name that no other node has: its own, its first output's or its operator's, numbered if need be. */

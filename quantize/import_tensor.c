@@ -52,17 +52,17 @@ typedef struct type_row {
 } type_row;
 
 static const type_row types[] = {
-    [BW_ONNX_FLOAT] = {"float", 4, BW_F32},       [BW_ONNX_UINT8] = {"uint8", 1, BW_U8},
-    [BW_ONNX_INT8] = {"int8", 1, BW_I8},          [BW_ONNX_UINT16] = {"uint16", 2, BW_I32},
-    [BW_ONNX_INT16] = {"int16", 2, BW_I32},       [BW_ONNX_INT32] = {"int32", 4, BW_I32},
-    [BW_ONNX_INT64] = {"int64", 8, BW_I64},       [BW_ONNX_STRING] = {"string", 0, BW_DTYPE_NONE},
-    [BW_ONNX_BOOL] = {"bool", 1, BW_BOOL},        [BW_ONNX_FLOAT16] = {"float16", 2, BW_F16},
-    [BW_ONNX_DOUBLE] = {"double", 8, BW_F64},     [BW_ONNX_UINT32] = {"uint32", 4, BW_I64},
-    [BW_ONNX_UINT64] = {"uint64", 8, BW_I64},     [14] = {"complex64", 0, BW_DTYPE_NONE},
-    [15] = {"complex128", 0, BW_DTYPE_NONE},      [BW_ONNX_BFLOAT16] = {"bfloat16", 2, BW_F32},
-    [17] = {"float8e4m3fn", 0, BW_DTYPE_NONE},    [18] = {"float8e4m3fnuz", 0, BW_DTYPE_NONE},
-    [19] = {"float8e5m2", 0, BW_DTYPE_NONE},      [20] = {"float8e5m2fnuz", 0, BW_DTYPE_NONE},
-    [21] = {"uint4", 0, BW_DTYPE_NONE},           [22] = {"int4", 0, BW_DTYPE_NONE},
+    [BW_ONNX_FLOAT] = {"float", 4, BW_F32},    [BW_ONNX_UINT8] = {"uint8", 1, BW_U8},
+    [BW_ONNX_INT8] = {"int8", 1, BW_I8},       [BW_ONNX_UINT16] = {"uint16", 2, BW_I32},
+    [BW_ONNX_INT16] = {"int16", 2, BW_I32},    [BW_ONNX_INT32] = {"int32", 4, BW_I32},
+    [BW_ONNX_INT64] = {"int64", 8, BW_I64},    [BW_ONNX_STRING] = {"string", 0, BW_DTYPE_NONE},
+    [BW_ONNX_BOOL] = {"bool", 1, BW_BOOL},     [BW_ONNX_FLOAT16] = {"float16", 2, BW_F16},
+    [BW_ONNX_DOUBLE] = {"double", 8, BW_F64},  [BW_ONNX_UINT32] = {"uint32", 4, BW_I64},
+    [BW_ONNX_UINT64] = {"uint64", 8, BW_I64},  [14] = {"complex64", 0, BW_DTYPE_NONE},
+    [15] = {"complex128", 0, BW_DTYPE_NONE},   [BW_ONNX_BFLOAT16] = {"bfloat16", 2, BW_F32},
+    [17] = {"float8e4m3fn", 0, BW_DTYPE_NONE}, [18] = {"float8e4m3fnuz", 0, BW_DTYPE_NONE},
+    [19] = {"float8e5m2", 0, BW_DTYPE_NONE},   [20] = {"float8e5m2fnuz", 0, BW_DTYPE_NONE},
+    [21] = {"uint4", 0, BW_DTYPE_NONE},        [22] = {"int4", 0, BW_DTYPE_NONE},
 };
 
 static const type_row *type_find(int32_t elem_type)
@@ -108,8 +108,10 @@ static bw_status external_path(const bw_importer *im, const char *location, cons
                                bw_error *err)
 {
     if (!location[0] || location[0] == '/' || location[0] == '\\' || has_parent_component(location))
-        return bw_fail(err, BW_CORRUPT, "%s: external data location '%s' must be a relative path inside the model's "
-                       "directory", what, location);
+        return bw_fail(err, BW_CORRUPT,
+                       "%s: external data location '%s' must be a relative path inside the model's "
+                       "directory",
+                       what, location);
     const char *slash = strrchr(im->path, '/');
     size_t dir_length = slash ? (size_t)(slash - im->path) + 1 : 0;
     size_t length = dir_length + strlen(location) + 3;
@@ -124,8 +126,10 @@ static bw_status external_path(const bw_importer *im, const char *location, cons
     free(parent);
     free(joined);
     if (!found)
-        return bw_fail(err, BW_NOT_FOUND, "%s: external data file '%s' is not in the model's directory: put it beside "
-                       "the model", what, location);
+        return bw_fail(err, BW_NOT_FOUND,
+                       "%s: external data file '%s' is not in the model's directory: put it beside "
+                       "the model",
+                       what, location);
     size_t n = strlen(dir);
     if (strncmp(dir, file, n) || (n > 1 && file[n] != '/'))
         return bw_fail(err, BW_CORRUPT, "%s: external data file '%s' leads out of the model's directory", what,
@@ -218,9 +222,11 @@ static bw_status external_data(bw_importer *im, const BwOnnx__TensorProto *t, co
     if (st)
         return st;
     if (offset > f->size || f->size - offset < need)
-        return bw_fail(err, BW_CORRUPT, "%s: bytes %llu to %llu of '%s', which has %llu: the file is truncated or not "
-                       "of this model", what, (unsigned long long)offset, (unsigned long long)(offset + need),
-                       location, (unsigned long long)f->size);
+        return bw_fail(err, BW_CORRUPT,
+                       "%s: bytes %llu to %llu of '%s', which has %llu: the file is truncated or not "
+                       "of this model",
+                       what, (unsigned long long)offset, (unsigned long long)(offset + need), location,
+                       (unsigned long long)f->size);
     *bytes = need ? (const char *)f->bytes + offset : "";
     return BW_OK;
 }
@@ -235,7 +241,8 @@ static float half_to_float(uint16_t h)
         f = ldexpf((float)mantissa, -24);
         return sign ? -f : f;
     }
-    uint32_t bits = exponent == 31 ? sign | 0x7f800000u | mantissa << 13 : sign | (exponent + 112) << 23 | mantissa << 13;
+    uint32_t bits =
+        exponent == 31 ? sign | 0x7f800000u | mantissa << 13 : sign | (exponent + 112) << 23 | mantissa << 13;
     memcpy(&f, &bits, sizeof f);
     return f;
 }
@@ -303,8 +310,10 @@ static bw_status check_finite(const bw_array *a, const char *what, bw_error *err
             return BW_OK;
         /* A single infinity is a legal limit of Clip or value of Pad; in weights it is damage. */
         if (isnan(v) || (isinf(v) && n > 1))
-            return bw_fail(err, BW_NOT_FINITE, "%s: %s at index %lld: the model is damaged or was not trained to the "
-                           "end", what, isnan(v) ? "NaN" : "infinity", (long long)i);
+            return bw_fail(err, BW_NOT_FINITE,
+                           "%s: %s at index %lld: the model is damaged or was not trained to the "
+                           "end",
+                           what, isnan(v) ? "NaN" : "infinity", (long long)i);
     }
     return BW_OK;
 }
@@ -356,8 +365,8 @@ static bw_status fill(bw_importer *im, BwOnnx__TensorProto *t, const char *what,
         bw_status st = external_data(im, t, what, (uint64_t)n * row->bytes, &source, err);
         if (st)
             return st;
-    } else if (t->raw_data.len || (!t->n_float_data && !t->n_int32_data && !t->n_int64_data && !t->n_double_data &&
-                                   !t->n_uint64_data)) {
+    } else if (t->raw_data.len ||
+               (!t->n_float_data && !t->n_int32_data && !t->n_int64_data && !t->n_double_data && !t->n_uint64_data)) {
         if (t->raw_data.len != (uint64_t)n * row->bytes)
             return bw_fail(err, BW_CORRUPT, "%s: %zu bytes of data, its shape needs %llu", what, t->raw_data.len,
                            (unsigned long long)((uint64_t)n * row->bytes));
@@ -368,8 +377,8 @@ static bw_status fill(bw_importer *im, BwOnnx__TensorProto *t, const char *what,
         size_t count;
         source = typed_data(t, t->data_type, &count, &stride);
         if (count != (uint64_t)n)
-            return bw_fail(err, BW_CORRUPT, "%s: %zu elements of type %s, its shape needs %lld", what, count,
-                           row->name, (long long)n);
+            return bw_fail(err, BW_CORRUPT, "%s: %zu elements of type %s, its shape needs %lld", what, count, row->name,
+                           (long long)n);
         if (same && stride == row->bytes && t->data_type == BW_ONNX_FLOAT &&
             steal(out, (void **)&t->float_data, &t->n_float_data))
             return BW_OK;

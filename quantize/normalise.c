@@ -97,8 +97,10 @@ static bw_status fix_batchnorm(bw_importer *im, bw_node *n, bw_error *err)
 {
     char where[200];
     if (im->opset < 9 && bw_node_int(n, "spatial", 1) != 1)
-        return bw_fail(err, BW_UNSUPPORTED, "%s: spatial = 0 (statistics per element) is not supported: export with "
-                       "opset 9 or newer", bw_import_where(im, n, where));
+        return bw_fail(err, BW_UNSUPPORTED,
+                       "%s: spatial = 0 (statistics per element) is not supported: export with "
+                       "opset 9 or newer",
+                       bw_import_where(im, n, where));
     if (bw_node_int(n, "training_mode", 0))
         return bw_fail(err, BW_UNSUPPORTED, "%s: training_mode = 1: export the model for inference",
                        bw_import_where(im, n, where));
@@ -170,8 +172,10 @@ static bw_status fix_cast(bw_importer *im, bw_node *n, bw_error *err)
             number = BW_ONNX_FLOAT;
     }
     if (dtype == BW_DTYPE_NONE)
-        return bw_fail(err, BW_UNSUPPORTED, "%s: a cast to type %lld (%s) is not supported: cast to float, int32 or "
-                       "int64", bw_import_where(im, n, where), (long long)to,
+        return bw_fail(err, BW_UNSUPPORTED,
+                       "%s: a cast to type %lld (%s) is not supported: cast to float, int32 or "
+                       "int64",
+                       bw_import_where(im, n, where), (long long)to,
                        bw_import_type_name(to > 0 && to < 100 ? (int32_t)to : 0));
     return bw_node_set_int(n, "to", number) ? no_memory(im, n, err) : BW_OK;
 }
@@ -215,11 +219,15 @@ static bw_status fix_resize(bw_importer *im, bw_node *n, bw_error *err)
         return bw_fail(err, BW_UNSUPPORTED, "%s: mode '%s', supported are nearest and linear",
                        bw_import_where(im, n, where), mode);
     if (!strcmp(transform, "tf_crop_and_resize") || !strcmp(transform, "tf_half_pixel_for_nn"))
-        return bw_fail(err, BW_UNSUPPORTED, "%s: coordinate_transformation_mode '%s' is not supported: use half_pixel, "
-                       "asymmetric or align_corners", bw_import_where(im, n, where), transform);
+        return bw_fail(err, BW_UNSUPPORTED,
+                       "%s: coordinate_transformation_mode '%s' is not supported: use half_pixel, "
+                       "asymmetric or align_corners",
+                       bw_import_where(im, n, where), transform);
     if (bw_node_int(n, "antialias", 0) || strcmp(policy, "stretch"))
-        return bw_fail(err, BW_UNSUPPORTED, "%s: antialias and keep_aspect_ratio_policy are not supported: leave them "
-                       "at their defaults", bw_import_where(im, n, where));
+        return bw_fail(err, BW_UNSUPPORTED,
+                       "%s: antialias and keep_aspect_ratio_policy are not supported: leave them "
+                       "at their defaults",
+                       bw_import_where(im, n, where));
     if (bw_node_int(n, "exclude_outside", 0))
         return bw_fail(err, BW_UNSUPPORTED, "%s: exclude_outside = 1 is not supported: use 0",
                        bw_import_where(im, n, where));

@@ -15,22 +15,33 @@ static int is_one_of(const char *op, const char *const *list)
 }
 
 /* Each element of the output depends on the element(s) at the same place; operands are broadcast. */
-static const char *const elementwise[] = {
-    "Abs",   "Add",     "And",        "Cast",        "Ceil",        "Celu",      "Clip",           "Cos",
-    "Div",   "Dropout", "Elu",        "Equal",       "Erf",         "Exp",       "Floor",          "Gelu",
-    "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "IsNaN", "LeakyRelu",     "Less",
-    "LessOrEqual", "Log", "Max",      "Mean",        "Min",         "Mish",      "Mod",            "Mul",
-    "Neg",   "Not",     "Or",         "PRelu",       "Pow",         "Reciprocal", "Relu",          "Round",
-    "Selu",  "Sigmoid", "Sign",       "Sin",         "Softplus",    "Softsign",  "Sqrt",           "Sub",
-    "Sum",   "Tanh",    "ThresholdedRelu", "Where",  "Xor",         NULL};
+static const char *const elementwise[] = {"Abs",         "Add",        "And",
+                                          "Cast",        "Ceil",       "Celu",
+                                          "Clip",        "Cos",        "Div",
+                                          "Dropout",     "Elu",        "Equal",
+                                          "Erf",         "Exp",        "Floor",
+                                          "Gelu",        "Greater",    "GreaterOrEqual",
+                                          "HardSigmoid", "HardSwish",  "Identity",
+                                          "IsNaN",       "LeakyRelu",  "Less",
+                                          "LessOrEqual", "Log",        "Max",
+                                          "Mean",        "Min",        "Mish",
+                                          "Mod",         "Mul",        "Neg",
+                                          "Not",         "Or",         "PRelu",
+                                          "Pow",         "Reciprocal", "Relu",
+                                          "Round",       "Selu",       "Sigmoid",
+                                          "Sign",        "Sin",        "Softplus",
+                                          "Softsign",    "Sqrt",       "Sub",
+                                          "Sum",         "Tanh",       "ThresholdedRelu",
+                                          "Where",       "Xor",        NULL};
 /* The first input carries the batch on axis 0, the others are constants. */
-static const char *const spatial[] = {"AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "DepthToSpace",
-                                      "GlobalAveragePool", "GlobalMaxPool", "InstanceNormalization", "LRN", "MaxPool",
-                                      "SpaceToDepth", NULL};
-static const char *const one_axis[] = {"ArgMax", "ArgMin", "LogSoftmax", "Softmax", "Split", "LayerNormalization", NULL};
-static const char *const axes_list[] = {"ReduceL1",  "ReduceL2",   "ReduceLogSum", "ReduceLogSumExp", "ReduceMax",
-                                        "ReduceMean", "ReduceMin", "ReduceProd",   "ReduceSum",       "ReduceSumSquare",
-                                        "Squeeze",   NULL};
+static const char *const spatial[] = {
+    "AveragePool",   "BatchNormalization",    "Conv", "ConvTranspose", "DepthToSpace", "GlobalAveragePool",
+    "GlobalMaxPool", "InstanceNormalization", "LRN",  "MaxPool",       "SpaceToDepth", NULL};
+static const char *const one_axis[] = {"ArgMax", "ArgMin", "LogSoftmax", "Softmax", "Split", "LayerNormalization",
+                                       NULL};
+static const char *const axes_list[] = {"ReduceL1",  "ReduceL2",        "ReduceLogSum", "ReduceLogSumExp",
+                                        "ReduceMax", "ReduceMean",      "ReduceMin",    "ReduceProd",
+                                        "ReduceSum", "ReduceSumSquare", "Squeeze",      NULL};
 
 typedef struct batch_walk {
     bw_graph *g;
@@ -116,8 +127,8 @@ static int node_is_safe(const batch_walk *w, const bw_node *n)
         const bw_value *b = &w->g->values[n->inputs[1]];
         if (!is_batched(w, n->inputs[0]))
             return is_batched(w, n->inputs[1]) && b->rank > 2 && x->rank >= 1 && x->rank < b->rank;
-        return x->rank >= 2 && (is_batched(w, n->inputs[1]) ? x->rank > 2 && b->rank == x->rank
-                                                            : b->rank >= 1 && b->rank <= 2);
+        return x->rank >= 2 &&
+               (is_batched(w, n->inputs[1]) ? x->rank > 2 && b->rank == x->rank : b->rank >= 1 && b->rank <= 2);
     }
     if (!only_first_is_batched(w, n))
         return 0;
@@ -125,8 +136,7 @@ static int node_is_safe(const batch_walk *w, const bw_node *n)
         return 1;
     if (!strcmp(n->op, "Gemm")) {
         int c = bw_node_input(n, 2);
-        return !bw_node_int(n, "transA", 0) &&
-               (c < 0 || w->g->values[c].rank < 2 || w->g->values[c].dims[0] == 1);
+        return !bw_node_int(n, "transA", 0) && (c < 0 || w->g->values[c].rank < 2 || w->g->values[c].dims[0] == 1);
     }
     if (is_one_of(n->op, one_axis)) {
         int last = strstr(n->op, "oftmax") || !strcmp(n->op, "LayerNormalization");
@@ -236,7 +246,8 @@ bw_status bw_normalise_batch(bw_graph *g, bw_error *err)
             ranks[i] = g->values[i].rank;
         }
         st = set_batch(&w, -1, err);
-        if (!st && (bw_graph_infer_shapes(g, NULL) || !shapes_agree(&w, (const int64_t(*)[BW_RANK_MAX])before, ranks))) {
+        if (!st &&
+            (bw_graph_infer_shapes(g, NULL) || !shapes_agree(&w, (const int64_t(*)[BW_RANK_MAX])before, ranks))) {
             st = set_batch(&w, 1, err);
             if (!st)
                 st = bw_graph_infer_shapes(g, err);

@@ -22,20 +22,34 @@ typedef struct parameter {
 } parameter;
 
 static const parameter parameters[] = {
-    {"Clip", 1, "min", BW_ATTR_FLOAT},          {"Clip", 2, "max", BW_ATTR_FLOAT},
-    {"CumSum", 1, "axis", BW_ATTR_INT},         {"Expand", 1, "shape", BW_ATTR_INTS},
-    {"Pad", 1, "pads", BW_ATTR_INTS},           {"Pad", 2, "value", BW_ATTR_FLOAT},
-    {"Pad", 3, "axes", BW_ATTR_INTS},           {"ReduceL1", 1, "axes", BW_ATTR_INTS},
-    {"ReduceL2", 1, "axes", BW_ATTR_INTS},      {"ReduceLogSum", 1, "axes", BW_ATTR_INTS},
-    {"ReduceLogSumExp", 1, "axes", BW_ATTR_INTS}, {"ReduceMax", 1, "axes", BW_ATTR_INTS},
-    {"ReduceMean", 1, "axes", BW_ATTR_INTS},    {"ReduceMin", 1, "axes", BW_ATTR_INTS},
-    {"ReduceProd", 1, "axes", BW_ATTR_INTS},    {"ReduceSum", 1, "axes", BW_ATTR_INTS},
-    {"ReduceSumSquare", 1, "axes", BW_ATTR_INTS}, {"Reshape", 1, "shape", BW_ATTR_INTS},
-    {"Resize", 2, "scales", BW_ATTR_FLOATS},    {"Resize", 3, "sizes", BW_ATTR_INTS},
-    {"Slice", 1, "starts", BW_ATTR_INTS},       {"Slice", 2, "ends", BW_ATTR_INTS},
-    {"Slice", 3, "axes", BW_ATTR_INTS},         {"Slice", 4, "steps", BW_ATTR_INTS},
-    {"Split", 1, "split", BW_ATTR_INTS},        {"Squeeze", 1, "axes", BW_ATTR_INTS},
-    {"Tile", 1, "repeats", BW_ATTR_INTS},       {"Trilu", 1, "k", BW_ATTR_INT},
+    {"Clip", 1, "min", BW_ATTR_FLOAT},
+    {"Clip", 2, "max", BW_ATTR_FLOAT},
+    {"CumSum", 1, "axis", BW_ATTR_INT},
+    {"Expand", 1, "shape", BW_ATTR_INTS},
+    {"Pad", 1, "pads", BW_ATTR_INTS},
+    {"Pad", 2, "value", BW_ATTR_FLOAT},
+    {"Pad", 3, "axes", BW_ATTR_INTS},
+    {"ReduceL1", 1, "axes", BW_ATTR_INTS},
+    {"ReduceL2", 1, "axes", BW_ATTR_INTS},
+    {"ReduceLogSum", 1, "axes", BW_ATTR_INTS},
+    {"ReduceLogSumExp", 1, "axes", BW_ATTR_INTS},
+    {"ReduceMax", 1, "axes", BW_ATTR_INTS},
+    {"ReduceMean", 1, "axes", BW_ATTR_INTS},
+    {"ReduceMin", 1, "axes", BW_ATTR_INTS},
+    {"ReduceProd", 1, "axes", BW_ATTR_INTS},
+    {"ReduceSum", 1, "axes", BW_ATTR_INTS},
+    {"ReduceSumSquare", 1, "axes", BW_ATTR_INTS},
+    {"Reshape", 1, "shape", BW_ATTR_INTS},
+    {"Resize", 2, "scales", BW_ATTR_FLOATS},
+    {"Resize", 3, "sizes", BW_ATTR_INTS},
+    {"Slice", 1, "starts", BW_ATTR_INTS},
+    {"Slice", 2, "ends", BW_ATTR_INTS},
+    {"Slice", 3, "axes", BW_ATTR_INTS},
+    {"Slice", 4, "steps", BW_ATTR_INTS},
+    {"Split", 1, "split", BW_ATTR_INTS},
+    {"Squeeze", 1, "axes", BW_ATTR_INTS},
+    {"Tile", 1, "repeats", BW_ATTR_INTS},
+    {"Trilu", 1, "k", BW_ATTR_INT},
     {"Unsqueeze", 1, "axes", BW_ATTR_INTS},
 };
 
@@ -46,9 +60,10 @@ static bw_status set_parameter(const bw_importer *im, bw_node *n, const paramete
     int is_float = a->dtype == BW_F32 || a->dtype == BW_F64;
     int want_float = p->kind == BW_ATTR_FLOAT || p->kind == BW_ATTR_FLOATS;
     if (a->rank > 1 || count > 64 || (is_float && !want_float) || a->dtype == BW_F16)
-        return bw_fail(err, BW_CORRUPT, "%s: its input '%s' has rank %d, %lld elements of type %s, expected a short "
-                       "list", bw_import_where(im, n, where), p->attr, a->rank, (long long)count,
-                       bw_dtype_name(a->dtype));
+        return bw_fail(err, BW_CORRUPT,
+                       "%s: its input '%s' has rank %d, %lld elements of type %s, expected a short "
+                       "list",
+                       bw_import_where(im, n, where), p->attr, a->rank, (long long)count, bw_dtype_name(a->dtype));
     int64_t ints[64];
     float floats[64];
     for (int64_t i = 0; i < count; i++) {
@@ -174,7 +189,8 @@ static bw_status explicit_slice(const bw_importer *im, bw_node *n, bw_error *err
         axes[i] = (int64_t)i;
         steps[i] = 1;
     }
-    size_t axis_count = bw_node_ints(n, "axes", axes, BW_RANK_MAX), steps_count = bw_node_ints(n, "steps", steps, BW_RANK_MAX);
+    size_t axis_count = bw_node_ints(n, "axes", axes, BW_RANK_MAX),
+           steps_count = bw_node_ints(n, "steps", steps, BW_RANK_MAX);
     if ((axis_count && axis_count != count) || (steps_count && steps_count != count))
         return BW_OK; /* shape inference has the message */
     for (size_t i = 0; i < count; i++) {
@@ -200,8 +216,7 @@ static bw_status explicit_pad(const bw_importer *im, bw_node *n, bw_error *err)
     const bw_value *x = &im->g->values[n->inputs[0]];
     int64_t pads[2 * BW_RANK_MAX], axes[BW_RANK_MAX], full[2 * BW_RANK_MAX] = {0};
     size_t count = bw_node_ints(n, "axes", axes, BW_RANK_MAX);
-    if (!count || count > BW_RANK_MAX || x->rank < 1 ||
-        bw_node_ints(n, "pads", pads, 2 * BW_RANK_MAX) != 2 * count)
+    if (!count || count > BW_RANK_MAX || x->rank < 1 || bw_node_ints(n, "pads", pads, 2 * BW_RANK_MAX) != 2 * count)
         return BW_OK;
     for (size_t i = 0; i < count; i++) {
         if (!fold_axis(&axes[i], x->rank))
@@ -272,8 +287,10 @@ static bw_status explicit_resize(const bw_importer *im, bw_node *n, bw_error *er
         down &= scales->floats[i] <= 1;
     }
     if (!scales || (!up && !down))
-        return bw_fail(err, BW_UNSUPPORTED, "%s: scales that are computed at run time, or enlarge one axis and shrink "
-                       "another: export with opset 11 or newer", bw_import_where(im, n, where));
+        return bw_fail(err, BW_UNSUPPORTED,
+                       "%s: scales that are computed at run time, or enlarge one axis and shrink "
+                       "another: export with opset 11 or newer",
+                       bw_import_where(im, n, where));
     return bw_node_set_string(n, "nearest_mode", up ? "floor" : "ceil") ? no_memory(im, n, err) : BW_OK;
 }
 
@@ -346,9 +363,10 @@ static bw_status check_dropped(const bw_importer *im, bw_error *err)
     if (bad < 0)
         return BW_OK;
     char where[200];
-    return bw_fail(err, BW_UNSUPPORTED, "%s: its output '%s' is used, only the first output is supported: export the "
-                   "model for inference", bw_import_where(im, &g->nodes[g->values[bad].producer], where),
-                   g->values[bad].name);
+    return bw_fail(err, BW_UNSUPPORTED,
+                   "%s: its output '%s' is used, only the first output is supported: export the "
+                   "model for inference",
+                   bw_import_where(im, &g->nodes[g->values[bad].producer], where), g->values[bad].name);
 }
 
 /* What folding will allocate, before it does. */
@@ -377,8 +395,10 @@ static bw_status check_folding(const bw_importer *im, bw_error *err)
                 overflow |= v->dims[d] >= 0 && __builtin_mul_overflow(bytes, (uint64_t)v->dims[d], &bytes);
             if (overflow || bytes > im->limit || total + bytes > im->limit) {
                 char where[200];
-                st = bw_fail(err, BW_EXHAUSTED, "%s: its constant output '%s' brings the constants over the limit of "
-                             "%llu bytes", bw_import_where(im, n, where), v->name, (unsigned long long)im->limit);
+                st = bw_fail(err, BW_EXHAUSTED,
+                             "%s: its constant output '%s' brings the constants over the limit of "
+                             "%llu bytes",
+                             bw_import_where(im, n, where), v->name, (unsigned long long)im->limit);
                 break;
             }
             total += bytes;

@@ -13,8 +13,17 @@
  * legal; BatchNormalization folded into a preceding Conv or Gemm, else turned into Mul + Add by per-channel constants;
  * Add / Mul by per-channel constants folded into a preceding Conv or Gemm; Sum of two -> Add; ReduceMean over H, W ->
  * GlobalAveragePool; shapes inferred again. The graph is sorted and its shapes are known afterwards. The function is
- * the same up to fp32 rounding.
+ * the same up to fp32 rounding. Folding rounds once per weight, from double.
+ * BW_NOT_FINITE: a fold leaves the range of fp32 (names the node); statuses of bw_graph_infer_shapes. After a failure
+ * the graph is only good to be freed. Names of graph inputs and outputs stay.
  */
 bw_status bw_passes_run(bw_graph *g, bw_error *err);
+
+/*
+ * Channel shuffle: Reshape [N, C, ...] -> [N, groups, C / groups, ...], Transpose of axes 1 and 2, Reshape back, with
+ * nobody else reading in between. 1 if it starts at `node`; then *groups and the index of the last Reshape, whose
+ * output channel c is input channel (c % groups) * (C / groups) + c / groups. Needs known shapes.
+ */
+int bw_match_channel_shuffle(const bw_graph *g, int node, int *groups, int *last_node);
 
 #endif
