@@ -56,8 +56,7 @@ static int is_noop(const bw_graph *g, const bw_node *n)
     if (!same_shape(x, y))
         return 0;
     /* The same shape and order of elements: nothing moved. */
-    if (is_op(n, "Reshape") || is_op(n, "Flatten") || is_op(n, "Squeeze") || is_op(n, "Unsqueeze") ||
-        is_op(n, "Cast"))
+    if (is_op(n, "Reshape") || is_op(n, "Flatten") || is_op(n, "Squeeze") || is_op(n, "Unsqueeze") || is_op(n, "Cast"))
         return 1;
     if (is_op(n, "Expand"))
         return is_complete(x);
