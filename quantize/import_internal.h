@@ -95,6 +95,9 @@ bw_status bw_import_nodes(bw_importer *im, BwOnnx__GraphProto *p, bw_error *err)
 bw_status bw_normalise_node(bw_importer *im, int node, bw_error *err);
 /* The whole graph: shapes, constant folding, constant inputs to attributes, explicit pads. */
 bw_status bw_normalise_graph(bw_importer *im, bw_error *err);
+/* Reshapes to computed shapes that start with the batch: the shape as an attribute. How many were settled; -1 on
+ * failure. Needs sorted nodes and what shapes are known so far. */
+int bw_normalise_views(bw_importer *im, bw_error *err);
 /* If every input has a first dimension of 1 and the network treats samples independently, makes it the batch. Leaves
  * the graph as it was when it cannot. */
 bw_status bw_normalise_batch(bw_graph *g, bw_error *err);

@@ -358,8 +358,9 @@ static bw_status fill(bw_importer *im, BwOnnx__TensorProto *t, const char *what,
     const type_row *row = type_find(t->data_type);
     bw_dtype dtype = out->dtype;
     int64_t n = bw_array_count(out);
-    int same = dtype == row->dtype && t->data_type != BW_ONNX_BFLOAT16 && bw_dtype_size(dtype) == row->bytes;
-    const void *source;
+    int same = dtype == row->dtype && t->data_type != BW_ONNX_BFLOAT16 && t->data_type != BW_ONNX_UINT64 &&
+               bw_dtype_size(dtype) == row->bytes;
+    const void *source = NULL;
     size_t stride = row->bytes;
     if (t->data_location == 1) {
         bw_status st = external_data(im, t, what, (uint64_t)n * row->bytes, &source, err);

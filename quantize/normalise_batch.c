@@ -108,9 +108,11 @@ static int pads_are_safe(const bw_node *n, int rank)
     return bw_node_ints(n, "pads", pads, 2 * BW_RANK_MAX) == 2 * (size_t)rank && !pads[0] && !pads[rank];
 }
 
-static int scales_are_safe(const bw_node *n)
+static int scales_are_safe(const bw_node *n, int rank)
 {
     const bw_attr *scales = bw_node_attr(n, "scales");
+    if (bw_node_attr(n, "axes"))
+        return axes_are_safe(n, "axes", rank);
     return scales && scales->kind == BW_ATTR_FLOATS && scales->count && scales->floats[0] == 1.0f &&
            !bw_node_attr(n, "sizes");
 }
@@ -151,7 +153,7 @@ static int node_is_safe(const batch_walk *w, const bw_node *n)
     if (!strcmp(n->op, "Pad"))
         return pads_are_safe(n, x->rank);
     if (!strcmp(n->op, "Resize"))
-        return scales_are_safe(n);
+        return n->input_count == 1 && scales_are_safe(n, x->rank);
     if (!strcmp(n->op, "Gather") || !strcmp(n->op, "CumSum"))
         return axis_is_safe(bw_node_int(n, "axis", 0), x->rank);
     if (!strcmp(n->op, "Flatten"))

@@ -99,14 +99,13 @@ static bw_status set_parameter(const bw_importer *im, bw_node *n, const paramete
 static bw_status absorb_parameters(const bw_importer *im, bw_node *n, bw_error *err)
 {
     const parameter *found[8];
-    int count = 0, first = 0;
+    int count = 0;
     for (size_t i = 0; i < sizeof parameters / sizeof parameters[0]; i++) {
         const parameter *p = &parameters[i];
         if (strcmp(p->op, n->op) || bw_node_input(n, p->input) < 0)
             continue;
         if (!bw_node_constant(im->g, n, p->input))
             return BW_OK;
-        first = count ? first : p->input;
         found[count++] = p;
     }
     if (!count)
@@ -119,7 +118,6 @@ static bw_status absorb_parameters(const bw_importer *im, bw_node *n, bw_error *
         if (st)
             return st;
     }
-    (void)first;
     bw_node_trim_inputs(n, 1);
     return BW_OK;
 }
@@ -247,38 +245,11 @@ static bw_status explicit_reshape(const bw_importer *im, bw_node *n, bw_error *e
     return bw_node_set_ints(n, "shape", y->dims, (size_t)y->rank) ? no_memory(im, n, err) : BW_OK;
 }
 
-/* Resize: sizes or scales for every axis (opset 18 has axes); opset 10's rounding; no roi. */
+/* Resize of opset 10: the rounding of its nearest mode, which depends on the direction. */
 static bw_status explicit_resize(const bw_importer *im, bw_node *n, bw_error *err)
 {
     char where[200];
-    const bw_value *x = &im->g->values[n->inputs[0]];
-    int64_t axes[BW_RANK_MAX], sizes[BW_RANK_MAX];
-    size_t count = bw_node_ints(n, "axes", axes, BW_RANK_MAX);
     const bw_attr *scales = bw_node_attr(n, "scales");
-    if (count && count <= BW_RANK_MAX && x->rank > 0) {
-        float full[BW_RANK_MAX];
-        int64_t full_sizes[BW_RANK_MAX];
-        size_t size_count = bw_node_ints(n, "sizes", sizes, BW_RANK_MAX);
-        size_t scale_count = scales && scales->kind == BW_ATTR_FLOATS ? scales->count : 0;
-        for (int i = 0; i < x->rank; i++) {
-            full[i] = 1;
-            full_sizes[i] = x->dims[i];
-        }
-        for (size_t i = 0; i < count; i++) {
-            if (!fold_axis(&axes[i], x->rank))
-                return bw_fail(err, BW_CORRUPT, "%s: axis %lld of a tensor of rank %d", bw_import_where(im, n, where),
-                               (long long)axes[i], x->rank);
-            if (scale_count == count)
-                full[axes[i]] = scales->floats[i];
-            if (size_count == count)
-                full_sizes[axes[i]] = sizes[i];
-        }
-        bw_node_drop_attr(n, "axes");
-        if ((scale_count == count && bw_node_set_floats(n, "scales", full, (size_t)x->rank)) ||
-            (size_count == count && bw_node_set_ints(n, "sizes", full_sizes, (size_t)x->rank)))
-            return no_memory(im, n, err);
-        scales = bw_node_attr(n, "scales");
-    }
     if (strcmp(bw_node_string(n, "nearest_mode", ""), "simple"))
         return BW_OK;
     int up = 1, down = 1;
@@ -409,20 +380,36 @@ static bw_status check_folding(const bw_importer *im, bw_error *err)
     return st;
 }
 
+/* Shapes, as far as it takes to settle what depends on them. */
+static bw_status infer(bw_importer *im, bw_error *err)
+{
+    bw_status st = bw_graph_sort(im->g, err);
+    /* Each round settles at least one Reshape, and in most models all. */
+    for (int round = 0; round < 256 && !st; round++) {
+        bw_error found = {0};
+        st = bw_graph_infer_shapes(im->g, &found);
+        int settled = bw_normalise_views(im, &found);
+        if (settled > 0)
+            st = bw_graph_sort(im->g, err);
+        else if (settled < 0 || st)
+            return bw_fail(err, found.status, "%s", found.message);
+        else
+            break;
+    }
+    return st;
+}
+
 bw_status bw_normalise_graph(bw_importer *im, bw_error *err)
 {
     bw_graph *g = im->g;
     bw_status st = check_dropped(im, err);
     /* Twice: a folded parameter can make the shapes known that the next one is computed from. */
     for (int round = 0; round < 2 && !st; round++) {
-        if ((st = bw_graph_sort(g, err)) || (st = bw_graph_infer_shapes(g, err)) || (st = check_folding(im, err)) ||
-            (st = bw_graph_fold_constants(g, im->limit, err)) || (st = bw_graph_sort(g, err)) ||
-            (st = bw_graph_infer_shapes(g, err)))
+        if ((st = infer(im, err)) || (st = check_folding(im, err)) ||
+            (st = bw_graph_fold_constants(g, im->limit, err)) || (st = infer(im, err)))
             break;
         for (int i = 0; i < g->node_count && !st; i++)
             st = spell_out(im, &g->nodes[i], err);
     }
-    if (!st)
-        st = bw_graph_infer_shapes(g, err);
-    return st;
+    return st ? st : infer(im, err);
 }
