@@ -2,6 +2,7 @@
 /* Checks of the values that a program's arithmetic relies on, and of what a device offers. */
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "kernels/checks.h"
@@ -126,29 +127,103 @@ static bw_status check_channel_map(const place *p, const int32_t *map, uint64_t 
     return BW_OK;
 }
 
-static bw_status check_one(const place *p, const uint8_t *constants)
+/* --- what to check
+ * ---------------------------------------------------------------------------------------------------- */
+
+typedef enum kind { EXPONENTS, VECTOR_WEIGHTS, BIASES, RECIPROCALS, CHANNEL_MAP } kind;
+
+/* An array of the constants region that instruction `index` reads. */
+typedef struct array {
+    uint64_t offset, count;
+    uint32_t index;
+    uint32_t rule; /* what decides besides the kind: the format, or the number of source channels */
+    uint8_t kind;
+    uint8_t again; /* read by an earlier instruction in the same way */
+} array;
+
+/* Fills up to two arrays, returns how many. */
+static size_t arrays_of(const bw_instruction *ins, uint32_t index, array *to)
 {
-    const bw_instruction *ins = p->ins;
-    const void *weights = constants + ins->weights, *bias = constants + ins->bias;
     uint64_t taps = (uint64_t)ins->kernel_y * ins->kernel_x, outputs = 0;
-    bw_status s = BW_OK;
     switch (ins->opcode) {
     case BW_OP_CONV:
         outputs = bw_conv_tiles(ins) * BW_OUTPUT_TILE;
-        s = check_exponents(p, (const int8_t *)constants + ins->weight_exps, bw_conv_blocks(ins) * outputs);
+        to[0] = (array){ins->weight_exps, bw_conv_blocks(ins) * outputs, index, ins->weight_format, EXPONENTS, 0};
         break;
     case BW_OP_DWCONV:
         outputs = ((uint64_t)ins->in.channels + 15) / 16 * 16;
-        s = check_vector_weights(p, weights, outputs * taps);
+        to[0] = (array){ins->weights, outputs * taps, index, ins->weight_format, VECTOR_WEIGHTS, 0};
         break;
     case BW_OP_AVGPOOL:
-        return check_reciprocals(p, weights, taps + 1);
+        to[0] = (array){ins->weights, taps + 1, index, 0, RECIPROCALS, 0};
+        return 1;
     case BW_OP_COPY:
-        return ins->flags & BW_FLAG_CHANNEL_MAP ? check_channel_map(p, weights, ins->out0.channels) : BW_OK;
+        to[0] = (array){ins->weights, ins->out0.channels, index, ins->in.channels, CHANNEL_MAP, 0};
+        return ins->flags & BW_FLAG_CHANNEL_MAP ? 1 : 0;
     default:
-        return BW_OK;
+        return 0;
     }
-    return !s && (ins->flags & BW_FLAG_BIAS) ? check_biases(p, bias, outputs) : s;
+    to[1] = (array){ins->bias, outputs, index, 0, BIASES, 0};
+    return ins->flags & BW_FLAG_BIAS ? 2 : 1;
+}
+
+static bw_status check_array(const bw_program *program, const array *a, const uint8_t *constants, bw_error *err)
+{
+    place p = {&program->instructions[a->index], a->index, err};
+    const void *at = constants + a->offset;
+    switch (a->kind) {
+    case EXPONENTS:
+        return check_exponents(&p, at, a->count);
+    case VECTOR_WEIGHTS:
+        return check_vector_weights(&p, at, a->count);
+    case BIASES:
+        return check_biases(&p, at, a->count);
+    case RECIPROCALS:
+        return check_reciprocals(&p, at, a->count);
+    default:
+        return check_channel_map(&p, at, a->count);
+    }
+}
+
+static int compare_arrays(const void *left, const void *right)
+{
+    const array *a = *(array *const *)left, *b = *(array *const *)right;
+    if (a->kind != b->kind)
+        return a->kind < b->kind ? -1 : 1;
+    if (a->rule != b->rule)
+        return a->rule < b->rule ? -1 : 1;
+    if (a->offset != b->offset)
+        return a->offset < b->offset ? -1 : 1;
+    if (a->count != b->count)
+        return a->count < b->count ? -1 : 1;
+    return a->index < b->index ? -1 : a->index > b->index;
+}
+
+/* Marks arrays that are read again in the same way, as an unrolled recurrent layer does. What is left may cover the
+ * region only so many times: a small file must not keep the checker busy for hours. */
+static bw_status mark_repeated(const bw_program *program, array *arrays, array **order, size_t n, bw_error *err)
+{
+    static const uint8_t element[] = {
+        [EXPONENTS] = 1, [VECTOR_WEIGHTS] = 2, [BIASES] = 4, [RECIPROCALS] = 4, [CHANNEL_MAP] = 4};
+    const uint64_t limit = 64;
+    for (size_t i = 0; i < n; i++)
+        order[i] = &arrays[i];
+    qsort(order, n, sizeof *order, compare_arrays);
+    uint64_t bytes = 0; /* each array lies inside the region: < 2^17 * 2^40 */
+    for (size_t i = 0; i < n; i++) {
+        const array *last = i ? order[i - 1] : NULL, *a = order[i];
+        if (last && last->kind == a->kind && last->rule == a->rule && last->offset == a->offset &&
+            last->count == a->count)
+            order[i]->again = 1;
+        else
+            bytes += a->count * element[a->kind];
+    }
+    if (bytes > limit * program->header->const_bytes)
+        return bw_fail(err, BW_CORRUPT,
+                       "constants: arrays of %" PRIu64 " bytes overlap in a region of %" PRIu64
+                       " bytes, at most %" PRIu64 " times its size may be in use",
+                       bytes, program->header->const_bytes, limit);
+    return BW_OK;
 }
 
 bw_status bw_program_check_constants(const bw_program *program, const void *constants, size_t size, bw_error *err)
@@ -161,13 +236,20 @@ bw_status bw_program_check_constants(const bw_program *program, const void *cons
                        BW_WEIGHT_ALIGN);
     if (size == 0) /* validated: nothing reads constants */
         return BW_OK;
-    for (uint32_t i = 0; i < program->header->instruction_count; i++) {
-        place p = {&program->instructions[i], i, err};
-        bw_status s = check_one(&p, constants);
-        if (s)
-            return s;
-    }
-    return BW_OK;
+    uint32_t instructions = program->header->instruction_count;
+    array *arrays = malloc(2 * (size_t)instructions * (sizeof *arrays + sizeof(array *)));
+    if (!arrays)
+        return bw_fail(err, BW_NO_MEMORY, "constants: no memory to check %u instructions", instructions);
+    size_t n = 0;
+    for (uint32_t i = 0; i < instructions; i++)
+        n += arrays_of(&program->instructions[i], i, arrays + n);
+    array **order = (array **)(arrays + 2 * (size_t)instructions);
+    bw_status s = mark_repeated(program, arrays, order, n, err);
+    for (size_t i = 0; i < n && !s; i++)
+        if (!arrays[i].again)
+            s = check_array(program, &arrays[i], constants, err);
+    free(arrays);
+    return s;
 }
 
 bw_status bw_requirements_met(const bw_requirements *program, const bw_requirements *device, bw_error *err)

@@ -188,7 +188,8 @@ bw_status bw_program_parse(const void *bytes, size_t size, bw_program *program, 
  * multiples of 2^-126 within +-2^126, not -0; reciprocals within 2^-40..2^40; fp16 weights finite, bf16 weights
  * multiples of 2^-63 within +-255 * 2^40; channel maps in range; padding included. Weight codes need no check: every
  * code has a defined value. constants: `size` == const_bytes, 64-byte aligned (BW_INVALID_ARGUMENT otherwise).
- * BW_CORRUPT / BW_NOT_FINITE name the instruction, the index and the value.
+ * Arrays may be shared, but all different ones together may not exceed 64 times the region (they would overlap).
+ * BW_CORRUPT / BW_NOT_FINITE name the instruction, the index and the value. BW_NO_MEMORY.
  */
 bw_status bw_program_check_constants(const bw_program *program, const void *constants, size_t size, bw_error *err);
 

@@ -639,6 +639,36 @@ static void constants_are_checked(void **state)
     assert_int_equal(check(&none, NULL, &err), BW_OK);
 }
 
+/* Many instructions that read one array cost one check; many that read it shifted are refused. */
+static void shared_constants(void **state)
+{
+    (void)state;
+    enum { COUNT = 4000 };
+    const size_t bytes = sizeof(bw_program_header) + COUNT * sizeof(bw_instruction);
+    uint8_t *p = aligned_alloc(64, (bytes + 63) / 64 * 64), *c = aligned_alloc(64, 1 << 20);
+    assert_true(p && c);
+    memset(c, 0, 1 << 20);
+    one first = valid(BW_OP_COPY);
+    first.header.instruction_count = COUNT;
+    first.header.const_bytes = 1 << 20;
+    first.header.act_bytes = 16 << 20;
+    first.ins.out0 = tensor(BW_FORMAT_FP16, BW_REGION_ACT, 1, 4, 5, 100000, 1 << 20, 0);
+    for (int shifted = 0; shifted < 2; shifted++) {
+        memcpy(p, &first.header, sizeof first.header);
+        for (size_t i = 0; i < COUNT; i++) {
+            first.ins.weights = 128 + (shifted ? i * 64 : 0);
+            memcpy(p + sizeof first.header + i * sizeof first.ins, &first.ins, sizeof first.ins);
+        }
+        bw_program program;
+        bw_error err = {0};
+        assert_int_equal(bw_program_parse(p, bytes, &program, &err), BW_OK);
+        assert_int_equal(bw_program_check_constants(&program, c, 1 << 20, &err), shifted ? BW_CORRUPT : BW_OK);
+        assert_true(!shifted || strstr(err.message, "overlap"));
+    }
+    free(p);
+    free(c);
+}
+
 static void requirements(void **state)
 {
     (void)state;
@@ -683,6 +713,7 @@ int main(void)
         cmocka_unit_test(overlaps_are_found),
         cmocka_unit_test(pool_windows_are_exact),
         cmocka_unit_test(constants_are_checked),
+        cmocka_unit_test(shared_constants),
         cmocka_unit_test(requirements),
     };
     return cmocka_run_group_tests_name("program", tests, NULL, NULL);
