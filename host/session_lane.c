@@ -187,6 +187,31 @@ static void scatter(const bw_session *s, bw_lane *lane, int stage, int64_t first
     }
 }
 
+/* Buffers of runs that a lost device never gave back: a backend that hangs for good may still write there. They stay
+ * for the life of the process; a device is lost once, with at most its queue of runs. */
+typedef struct lost_buffers {
+    struct lost_buffers *next;
+    void *in, *out;
+} lost_buffers;
+
+static lost_buffers *lost;
+static pthread_mutex_t lost_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void give_up_buffers(bw_lane_stage *l)
+{
+    lost_buffers *b = malloc(sizeof *b);
+    if (b) {
+        b->in = l->in;
+        b->out = l->out;
+        pthread_mutex_lock(&lost_lock);
+        b->next = lost;
+        lost = b;
+        pthread_mutex_unlock(&lost_lock);
+    }
+    l->in = l->out = NULL;
+    l->capacity = 0;
+}
+
 /* One submission, waited for until the deadline. A run that is late is cancelled before its buffers are used again. */
 static bw_status run_images(bw_session *s, bw_lane *lane, int stage, uint32_t images, uint64_t deadline,
                             bw_timing *timing, bw_error *err)
@@ -202,17 +227,20 @@ static bw_status run_images(bw_session *s, bw_lane *lane, int stage, uint32_t im
     if (status)
         return status;
     status = bw_fence_wait(fence, deadline ? deadline - now : 0, err);
-    if (status != BW_TIMEOUT) {
-        uint64_t queued = 0, running = 0;
-        bw_fence_times(fence, &queued, &running);
-        timing->device_queue += queued;
-        timing->device_run += running;
-    } else {
+    int overdue = status == BW_TIMEOUT;
+    if (overdue) {
         bw_fence_cancel(fence);
-        status = late(stage, err);
+        status = bw_fence_wait(fence, 0, err);
     }
+    uint64_t queued = 0, running = 0;
+    bw_fence_times(fence, &queued, &running);
+    timing->device_queue += queued;
+    timing->device_run += running;
     bw_fence_release(fence);
-    return status;
+    if (status == BW_DEVICE_LOST)
+        give_up_buffers(l);
+    /* A run that ended while it was being cancelled came too late all the same. */
+    return overdue ? late(stage, err) : status;
 }
 
 static bw_status run_device(bw_session *s, bw_lane *lane, int stage, uint64_t deadline, bw_timing *timing,
