@@ -297,6 +297,8 @@ static void tensors(void **state)
     BREAK(BW_OP_ADD, s->in.codes = 1ull << 63, "outside");
     BREAK(BW_OP_ADD, s->in.exps = 65536 - 39, "outside");
     BREAK(BW_OP_ADD, s->in.exps = UINT64_MAX, "outside");
+    ACCEPT(BW_OP_ADD, (s->in.codes = 16384, s->in.exps = 0, p.header.act_bytes = 16384 + 640));
+    BREAK(BW_OP_ADD, (s->in.codes = 16384, s->in.exps = 0, p.header.act_bytes = 16384 + 639), "outside");
     BREAK(BW_OP_ADD, s->in.exps = 0, "overlap its codes");
     BREAK(BW_OP_ADD, s->in.exps = 639, "overlap its codes");
     ACCEPT(BW_OP_ADD, s->in.exps = 640);
@@ -304,6 +306,8 @@ static void tensors(void **state)
     ACCEPT(BW_OP_ADD, s->in.codes = 65536 - 640);
     BREAK(BW_OP_MUL, s->in.exps = 16, "in.exps");
     BREAK(BW_OP_MUL, s->in.format = BW_FORMAT_MSFP12, "in.format");
+    BREAK(BW_OP_MUL, s->in2 = tensor(BW_FORMAT_MSFP12, BW_REGION_ACT, 16, 4, 5, 20, 8192, 12000), "in2.format");
+    BREAK(BW_OP_DWCONV, s->in2 = tensor(BW_FORMAT_FP32, BW_REGION_IN, 1, 4, 5, 20, 0, 0), "in2.format");
     BREAK(BW_OP_ADD, s->in.format = BW_FORMAT_FP32, "in.format");
     BREAK(BW_OP_DWCONV, s->in.format = BW_FORMAT_MSFP12, "in.format");
     BREAK(BW_OP_CONV, s->in.format = BW_FORMAT_FP16, "in.format");
@@ -342,6 +346,10 @@ static void shapes_and_constants(void **state)
     BREAK(BW_OP_CONV, s->weight_format = BW_FORMAT_MXINT8, "weight_format");
     BREAK(BW_OP_CONV, s->groups = 3, "groups");
     BREAK(BW_OP_CONV, s->groups = 2, "groups");
+    BREAK(BW_OP_CONV,
+          (s->in.channels = 32, s->groups = 2, s->out0.channels = s->in2.channels = 15, s->out1 = s->in2,
+           s->out1.codes = 32768),
+          "groups");
     BREAK(BW_OP_CONV, s->groups = UINT32_MAX, "groups");
     ACCEPT(BW_OP_CONV, (s->in.channels = 32, s->groups = 2));
     BREAK(BW_OP_CONV, s->in2.channels = 19, "in2");
@@ -358,6 +366,12 @@ static void shapes_and_constants(void **state)
     expect_ok(&large, "2^22 blocks");
     large.ins.in = tensor(BW_FORMAT_MSFP12, BW_REGION_ACT, 16, 1, 1, 65, 1 << 20, 2 << 20);
     expect_bad(&large, "reduction");
+    large.ins.kernel_y = 397; /* 397 * 5 * 2113 = 2^22 + 1 */
+    large.ins.kernel_x = 5;
+    large.ins.in = tensor(BW_FORMAT_MSFP12, BW_REGION_ACT, 16, 1, 1, 2113 * 16, 1 << 20, 2 << 20);
+    expect_bad(&large, "reduction");
+    large.ins.in.channels = 2112 * 16;
+    expect_ok(&large, "2112 blocks a tap");
 
     BREAK(BW_OP_DWCONV, s->weight_format = 0, "weight_format");
     BREAK(BW_OP_DWCONV, s->weight_format = BW_FORMAT_MSFP12, "weight_format");
@@ -369,6 +383,8 @@ static void shapes_and_constants(void **state)
     BREAK(BW_OP_MAXPOOL, s->out0.channels = 19, "channels");
     BREAK(BW_OP_AVGPOOL, s->out0.channels = 19, "channels");
     ACCEPT(BW_OP_AVGPOOL, s->weights = 65536 - 64);
+    ACCEPT(BW_OP_AVGPOOL, (s->kernel_x = 5, s->weights = 65536 - 64)); /* 16 floats */
+    BREAK(BW_OP_AVGPOOL, (s->kernel_y = s->kernel_x = 4, s->weights = 65536 - 64), "weights");
     BREAK(BW_OP_AVGPOOL, s->weights = 65536, "weights");
     ACCEPT(BW_OP_AVGPOOL, s->flags = BW_FLAG_COUNT_PAD);
     BREAK(BW_OP_MAXPOOL, s->flags = BW_FLAG_COUNT_PAD, "flags");
@@ -382,6 +398,29 @@ static void shapes_and_constants(void **state)
     BREAK(BW_OP_COPY, s->weights = 65536 - 64, "weights");
     BREAK(BW_OP_PATCH, s->kernel_x = 2, "channels");
     BREAK(BW_OP_PATCH, s->in.channels = 19, "channels");
+}
+
+static void outputs_keep_clear(void **state)
+{
+    (void)state;
+    /* in at 0..640 and 1024..1064, in2 at 8192..9472 and 12000, out0 at 2048..2688 and 4000. */
+    BREAK(BW_OP_ADD, s->out0.codes = 624, "out0.codes at 624..1264 overlap in.codes");
+    BREAK(BW_OP_ADD, s->out0.exps = 1063, "overlap in.exps");
+    BREAK(BW_OP_ADD, s->out0.exps = 639, "overlap in.codes");
+    BREAK(BW_OP_ADD, s->out0.codes = 1056, "out0.codes at 1056..1696 overlap in.exps");
+    BREAK(BW_OP_ADD, s->out0.codes = 8192 - 624, "overlap in2.codes");
+    BREAK(BW_OP_ADD, s->out0.exps = 12019, "overlap in2.exps");
+    BREAK(BW_OP_ADD, s->out0 = s->in, "overlap in.codes");
+    const bw_tensor spare = tensor(BW_FORMAT_FP16, BW_REGION_ACT, 1, 4, 5, 20, 40000, 0);
+    ACCEPT(BW_OP_ADD, s->out1 = spare);
+    BREAK(BW_OP_ADD, (s->out1 = spare, s->out1.codes = 638), "overlap in.codes");
+    BREAK(BW_OP_ADD, (s->out1 = spare, s->out1.codes = 1062), "overlap in.exps");
+    BREAK(BW_OP_ADD, (s->out1 = spare, s->out1.codes = 8828), "overlap in2.codes");
+    BREAK(BW_OP_ADD, (s->out1 = spare, s->out1.codes = 2686), "overlap out0.codes");
+    BREAK(BW_OP_ADD, (s->out1 = spare, s->out1.codes = 4038), "overlap out0.exps");
+    BREAK(BW_OP_ADD, s->out1 = s->out0, "overlap out0.codes");
+    ACCEPT(BW_OP_CONV, (s->out0 = s->out1, s->out0.codes = 1600, p.header.out_bytes = 3200));
+    BREAK(BW_OP_CONV, (s->out0 = s->out1, s->out0.codes = 1596, p.header.out_bytes = 3200), "overlap out0.codes");
 }
 
 /* --- geometry against brute force ------------------------------------------------------------------------------------
@@ -666,6 +705,56 @@ static void shared_constants(void **state)
         assert_true(!shifted || strstr(err.message, "overlap"));
     }
     free(p);
+
+    /* The same place read in another way is checked in that way: a longer map, and fewer source channels. */
+    struct {
+        bw_program_header header;
+        bw_instruction ins[2];
+    } two;
+    int32_t *map = (int32_t *)(c + 128);
+    for (int longer = 0; longer < 2; longer++) {
+        one copy = valid(BW_OP_COPY);
+        two.header = copy.header;
+        two.header.instruction_count = 2;
+        two.ins[0] = two.ins[1] = copy.ins;
+        if (longer)
+            two.ins[1].out0.channels = 21;
+        else
+            two.ins[1].in.channels = 19;
+        bw_program program;
+        bw_error err;
+        assert_int_equal(bw_program_parse(&two, sizeof two, &program, &err), BW_OK);
+        assert_int_equal(bw_program_check_constants(&program, c, 65536, &err), BW_OK);
+        map[longer ? 20 : 0] = longer ? 20 : 19;
+        assert_int_equal(bw_program_check_constants(&program, c, 65536, &err), BW_CORRUPT);
+        assert_non_null(strstr(err.message, "instruction 1 "));
+        map[0] = map[20] = 0;
+    }
+    free(c);
+}
+
+/* The scan goes by chunks: no place between them is missed. */
+static void long_arrays(void **state)
+{
+    (void)state;
+    uint8_t *c = aligned_alloc(64, 1 << 17);
+    assert_non_null(c);
+    memset(c, 0, 1 << 17);
+    one p = valid(BW_OP_CONV);
+    p.header.const_bytes = 1 << 17;
+    p.ins.kernel_y = p.ins.kernel_x = 11; /* 2 tiles x 242 blocks x 16 */
+    p.ins.weight_exps = 1 << 16 | 1 << 15;
+    p.ins.weights = 0;
+    bw_error err;
+    assert_int_equal(check(&p, c, &err), BW_OK);
+    for (size_t i = 0; i < 2 * 242 * 16; i++) {
+        c[p.ins.weight_exps + i] = i % 2 ? 41 : 0x80;
+        assert_int_equal(check(&p, c, &err), BW_CORRUPT);
+        char text[64];
+        snprintf(text, sizeof text, "weight exponent %zu is", i);
+        assert_non_null(strstr(err.message, text));
+        c[p.ins.weight_exps + i] = 0;
+    }
     free(c);
 }
 
@@ -710,10 +799,12 @@ int main(void)
         cmocka_unit_test(activations),
         cmocka_unit_test(tensors),
         cmocka_unit_test(shapes_and_constants),
+        cmocka_unit_test(outputs_keep_clear),
         cmocka_unit_test(overlaps_are_found),
         cmocka_unit_test(pool_windows_are_exact),
         cmocka_unit_test(constants_are_checked),
         cmocka_unit_test(shared_constants),
+        cmocka_unit_test(long_arrays),
         cmocka_unit_test(requirements),
     };
     return cmocka_run_group_tests_name("program", tests, NULL, NULL);
