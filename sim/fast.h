@@ -44,6 +44,23 @@ typedef struct bw_row_activation {
     float lo, hi;
 } bw_row_activation;
 
+/* Taps per call of the depthwise kernel, at most. */
+#define BW_DEPTHWISE_TAPS 32u
+
+/* acc[p][c] += sum over taps of x[p * step + x_at[t] + c] * w[t][c], one rounding per tap, for some pixels whose
+ * windows hold the same taps. Reads exactly n elements of x; w, start and acc are padded to 16. */
+typedef struct bw_depthwise {
+    bw_format x_format, w_format;
+    const uint16_t *x;
+    size_t step, pixels, taps, n;
+    const size_t *x_at;
+    const uint16_t *const *w;
+    int fresh; /* acc starts at `start`, or at +0 if that is NULL; else it is continued */
+    const float *start;
+    float *acc; /* [pixels][stride] */
+    size_t stride;
+} bw_depthwise;
+
 typedef struct bw_rows {
     /* n values of consecutive units; n is a multiple of the block for block formats. x, y: fp32. Reads and writes
      * exactly n elements of the tensor, and up to the next multiple of 16 of the fp32 row. */
@@ -55,9 +72,7 @@ typedef struct bw_rows {
     void (*max)(size_t n, const float *a, float *y); /* y = a > y ? a : y */
     void (*scale)(size_t n, float r, float *y);      /* y *= r */
     void (*activate)(const bw_row_activation *a, size_t n, float *y);
-    /* y[c] += sum over taps of x[t][c] * w[t][c], one rounding per tap; x has exactly n elements, w is padded to 16. */
-    void (*depthwise)(bw_format x_format, bw_format w_format, size_t taps, const uint16_t *const *x,
-                      const uint16_t *const *w, size_t n, float *y);
+    void (*depthwise)(const bw_depthwise *d);
 } bw_rows;
 
 extern const bw_rows bw_rows_portable, bw_rows_avx2, bw_rows_avx512vnni;
@@ -165,6 +180,8 @@ typedef struct bw_plan {
     size_t group_tiles;
     size_t tile_bytes; /* packed codes of one tile */
     size_t chunk;      /* reduction blocks taken at a time */
+    size_t row;        /* floats of an fp32 row in scratch; not CONV */
+    size_t rows;       /* DWCONV: pixels taken at a time */
     size_t scratch;    /* bytes per thread */
 } bw_plan;
 

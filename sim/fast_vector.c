@@ -4,7 +4,7 @@
 
 #include "sim/fast.h"
 
-#define TAPS 64 /* depthwise taps per kernel call */
+#define DEPTHWISE_FLOATS 4096u /* of the rows that are accumulated at a time: they stay in the first cache */
 
 void bw_fast_read(const bw_fast *engine, const bw_view *v, size_t image, size_t y, size_t x, size_t c0, size_t n,
                   float *row)
@@ -68,30 +68,53 @@ static window window_at(const bw_instruction *ins, size_t oy, size_t ox)
     return w;
 }
 
-static void depthwise(const job *j, size_t image, size_t oy, size_t ox, float *row)
+/* Accumulates `pixels` neighbours in a row whose windows have the taps of `w` inside the input. */
+static void depthwise(const job *j, size_t image, const window *w, size_t pixels, float *rows)
 {
     const bw_plan *plan = j->plan;
     const bw_instruction *ins = plan->ins;
-    const size_t n = ins->in.channels, padded = bw_round_up(n, 16);
-    if (plan->bias)
-        memcpy(row, plan->bias, padded * sizeof *row);
-    else
-        memset(row, 0, padded * sizeof *row);
-    const window w = window_at(ins, oy, ox);
-    const uint16_t *x[TAPS], *k[TAPS];
-    size_t taps = 0;
-    for (int64_t ky = w.ky0; ky < w.ky1; ky++)
-        for (int64_t kx = w.kx0; kx < w.kx1; kx++) {
-            x[taps] = (const uint16_t *)(const void *)bw_view_codes(
-                &plan->in, image, (size_t)(w.y + ky * ins->dilation_y), (size_t)(w.x + kx * ins->dilation_x), 0);
-            k[taps] = (const uint16_t *)(const void *)plan->weights + (size_t)(ky * ins->kernel_x + kx) * padded;
-            if (++taps == TAPS) {
-                j->engine->rows->depthwise(ins->in.format, ins->weight_format, taps, x, k, n, row);
-                taps = 0;
+    const bw_tensor *in = &ins->in;
+    const size_t padded = bw_round_up(in->channels, 16);
+    const uint16_t *weights = (const uint16_t *)(const void *)plan->weights, *k[BW_DEPTHWISE_TAPS];
+    size_t x_at[BW_DEPTHWISE_TAPS];
+    bw_depthwise d = {.x_format = (bw_format)in->format, .w_format = (bw_format)ins->weight_format};
+    const size_t y0 = (size_t)(w->y + w->ky0 * ins->dilation_y), x0 = (size_t)(w->x + w->kx0 * ins->dilation_x);
+    const int empty = w->ky0 >= w->ky1 || w->kx0 >= w->kx1;
+    d.x = empty ? NULL : (const uint16_t *)(const void *)bw_view_codes(&plan->in, image, y0, x0, 0);
+    d.step = (size_t)in->pixel_stride * ins->stride_x;
+    d.pixels = pixels;
+    d.n = in->channels;
+    d.x_at = x_at;
+    d.w = k;
+    d.fresh = 1;
+    d.start = plan->bias;
+    d.acc = rows;
+    d.stride = plan->row;
+    for (int64_t ky = w->ky0; ky < w->ky1; ky++)
+        for (int64_t kx = w->kx0; kx < w->kx1; kx++) {
+            x_at[d.taps] = (size_t)((ky - w->ky0) * ins->dilation_y) * in->row_stride +
+                           (size_t)((kx - w->kx0) * ins->dilation_x) * in->pixel_stride;
+            k[d.taps] = weights + (size_t)(ky * ins->kernel_x + kx) * padded;
+            if (++d.taps == BW_DEPTHWISE_TAPS) {
+                j->engine->rows->depthwise(&d);
+                d.taps = 0;
+                d.fresh = 0;
             }
         }
-    if (taps)
-        j->engine->rows->depthwise(ins->in.format, ins->weight_format, taps, x, k, n, row);
+    if (d.taps || d.fresh)
+        j->engine->rows->depthwise(&d);
+}
+
+/* How many output pixels from ox on have windows that are alike: all their columns inside the input. */
+static size_t equal_windows(const bw_plan *plan, size_t ox)
+{
+    const bw_instruction *ins = plan->ins;
+    const int64_t x = (int64_t)ox * ins->stride_x + ins->origin_x;
+    const int64_t room = (int64_t)ins->in.width - 1 - (int64_t)(ins->kernel_x - 1) * ins->dilation_x - x;
+    if (x < 0 || room < 0)
+        return 1;
+    const size_t n = (size_t)(room / ins->stride_x) + 1, left = ins->out0.width - ox;
+    return n < left ? n : left;
 }
 
 static void pool(const job *j, size_t image, size_t oy, size_t ox, float *row, float *spare)
@@ -151,6 +174,24 @@ static void patch(const job *j, size_t image, size_t oy, size_t ox, float *row)
         }
 }
 
+static void run_depthwise(const job *j, size_t first, size_t end, float *rows)
+{
+    const bw_plan *plan = j->plan;
+    const size_t width = plan->ins->out0.width, area = width * plan->ins->out0.height;
+    size_t n;
+    for (size_t pixel = first; pixel < end; pixel += n) {
+        const size_t image = pixel / area, y = pixel % area / width, x = pixel % width;
+        const window w = window_at(plan->ins, y, x);
+        n = equal_windows(plan, x);
+        n = n < plan->rows ? n : plan->rows;
+        n = n < end - pixel ? n : end - pixel;
+        depthwise(j, image, &w, n, rows);
+        for (size_t p = 0; p < n; p++)
+            bw_fast_finish(j->engine, plan, image, y, x + p, 0, plan->ins->out0.channels, rows + p * plan->row,
+                           rows + plan->rows * plan->row);
+    }
+}
+
 static void run_item(void *context, size_t item, unsigned thread)
 {
     const job *j = context;
@@ -158,14 +199,15 @@ static void run_item(void *context, size_t item, unsigned thread)
     const bw_instruction *ins = plan->ins;
     const size_t width = ins->out0.width, area = width * ins->out0.height, n = ins->out0.channels;
     float *row = (float *)(void *)bw_fast_scratch(j->engine, thread);
-    float *spare = row + plan->scratch / (2 * sizeof *row);
-    const size_t end = j->pixels * (item + 1) / j->items;
-    for (size_t pixel = j->pixels * item / j->items; pixel < end; pixel++) {
+    float *spare = row + plan->row;
+    const size_t first = j->pixels * item / j->items, end = j->pixels * (item + 1) / j->items;
+    if (ins->opcode == BW_OP_DWCONV) {
+        run_depthwise(j, first, end, row);
+        return;
+    }
+    for (size_t pixel = first; pixel < end; pixel++) {
         const size_t image = pixel / area, y = pixel % area / width, x = pixel % width;
         switch (ins->opcode) {
-        case BW_OP_DWCONV:
-            depthwise(j, image, y, x, row);
-            break;
         case BW_OP_MAXPOOL:
         case BW_OP_AVGPOOL:
             pool(j, image, y, x, row, spare);
@@ -191,8 +233,12 @@ void bw_vector_plan(bw_plan *plan)
     size_t n = plan->ins->in.channels;
     if (n < plan->ins->out0.channels)
         n = plan->ins->out0.channels;
-    /* Two rows; kernels may write up to a vector past the last channel. */
-    plan->scratch = 2 * (bw_round_up(n, BW_ROW_ALIGN) + BW_ROW_ALIGN) * sizeof(float);
+    /* Kernels may write up to a vector past the last channel; the odd vector keeps rows in different cache sets. */
+    plan->row = bw_round_up(n, BW_ROW_ALIGN) + 16;
+    plan->rows = 1;
+    if (plan->ins->opcode == BW_OP_DWCONV)
+        plan->rows = plan->row > DEPTHWISE_FLOATS ? 1 : DEPTHWISE_FLOATS / plan->row;
+    plan->scratch = (plan->rows + 1) * plan->row * sizeof(float);
 }
 
 void bw_vector_run(bw_fast *engine, const bw_plan *plan, uint32_t batch)

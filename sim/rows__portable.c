@@ -71,13 +71,18 @@ static void activate(const bw_row_activation *a, size_t n, float *y)
     }
 }
 
-static void depthwise(bw_format x_format, bw_format w_format, size_t taps, const uint16_t *const *x,
-                      const uint16_t *const *w, size_t n, float *y)
+static void depthwise(const bw_depthwise *d)
 {
-    const bw_format_traits *tx = bw_format_get(x_format), *tw = bw_format_get(w_format);
-    for (size_t t = 0; t < taps; t++)
-        for (size_t c = 0; c < n; c++)
-            y[c] += bw_decode_vector(tx, x[t][c]) * bw_decode_vector(tw, w[t][c]);
+    const bw_format_traits *tx = bw_format_get(d->x_format), *tw = bw_format_get(d->w_format);
+    for (size_t p = 0; p < d->pixels; p++) {
+        const uint16_t *x = d->x + p * d->step;
+        float *acc = d->acc + p * d->stride;
+        for (size_t c = 0; d->fresh && c < d->n; c++)
+            acc[c] = d->start ? d->start[c] : 0.0f;
+        for (size_t t = 0; t < d->taps; t++)
+            for (size_t c = 0; c < d->n; c++)
+                acc[c] += bw_decode_vector(tx, x[d->x_at[t] + c]) * bw_decode_vector(tw, d->w[t][c]);
+    }
 }
 
 const bw_rows bw_rows_portable = {

@@ -244,35 +244,54 @@ static void activate(const bw_row_activation *a, size_t n, float *y)
     }
 }
 
-static inline void depthwise_formats(bw_format xf, bw_format wf, size_t taps, const uint16_t *const *x,
-                                     const uint16_t *const *w, size_t n, float *y)
+/* Inlined with constant formats and, for 3x3, a constant number of taps, so that weights stay in registers. */
+static inline __attribute__((always_inline)) void depthwise_taps(const bw_depthwise *d, bw_format xf, bw_format wf,
+                                                                 size_t taps)
 {
-    for (size_t c = 0; c < n; c += V_LANES) {
-        vf acc = v_load(y + c);
-        if (c + V_LANES <= n) {
-            for (size_t t = 0; t < taps; t++)
-                acc = v_fma(from_vector(xf, x[t] + c), from_vector(wf, w[t] + c), acc);
-        } else {
-            for (size_t t = 0; t < taps; t++) {
-                uint16_t part[V_LANES] = {0};
-                memcpy(part, x[t] + c, (n - c) * sizeof *part);
-                acc = v_fma(from_vector(xf, part), from_vector(wf, w[t] + c), acc);
+    for (size_t c = 0; c < d->n; c += V_LANES) {
+        vf w[BW_DEPTHWISE_TAPS];
+#pragma GCC unroll 9
+        for (size_t t = 0; t < taps; t++)
+            w[t] = from_vector(wf, d->w[t] + c);
+        const vf start = d->start ? v_load(d->start + c) : v_set(0.0f);
+        const size_t left = d->n - c;
+        for (size_t p = 0; p < d->pixels; p++) {
+            const uint16_t *x = d->x + p * d->step + c;
+            float *to = d->acc + p * d->stride + c;
+            vf acc = d->fresh ? start : v_load(to);
+            if (left >= V_LANES) {
+#pragma GCC unroll 9
+                for (size_t t = 0; t < taps; t++)
+                    acc = v_fma(from_vector(xf, x + d->x_at[t]), w[t], acc);
+            } else {
+                for (size_t t = 0; t < taps; t++) {
+                    uint16_t part[V_LANES] = {0};
+                    memcpy(part, x + d->x_at[t], left * sizeof *part);
+                    acc = v_fma(from_vector(xf, part), w[t], acc);
+                }
             }
+            v_store(to, acc);
         }
-        v_store(y + c, acc);
     }
 }
 
-static void depthwise(bw_format x_format, bw_format w_format, size_t taps, const uint16_t *const *x,
-                      const uint16_t *const *w, size_t n, float *y)
+static inline __attribute__((always_inline)) void depthwise_formats(const bw_depthwise *d, bw_format xf, bw_format wf)
+{
+    if (d->taps == 9)
+        depthwise_taps(d, xf, wf, 9);
+    else
+        depthwise_taps(d, xf, wf, d->taps);
+}
+
+static void depthwise(const bw_depthwise *d)
 {
     const bw_format h = BW_FORMAT_FP16, b = BW_FORMAT_BF16;
-    if (x_format == h && w_format == h)
-        depthwise_formats(h, h, taps, x, w, n, y);
-    else if (x_format == h)
-        depthwise_formats(h, b, taps, x, w, n, y);
-    else if (w_format == h)
-        depthwise_formats(b, h, taps, x, w, n, y);
+    if (d->x_format == h && d->w_format == h)
+        depthwise_formats(d, h, h);
+    else if (d->x_format == h)
+        depthwise_formats(d, h, b);
+    else if (d->w_format == h)
+        depthwise_formats(d, b, h);
     else
-        depthwise_formats(b, b, taps, x, w, n, y);
+        depthwise_formats(d, b, b);
 }

@@ -26,6 +26,25 @@ static const layer layers[] = {
     {"fc 2048-1000", 1, 2048, 1000, 1, 1, 1},       {"3x3 1024-1024 g32 14x14", 14, 1024, 1024, 3, 1, 32},
 };
 
+/* Operations on the vector path, by output elements per second. */
+typedef struct vector_op {
+    const char *name;
+    bw_opcode opcode;
+    unsigned size, channels, kernel, stride;
+    bw_format in, in2, out;
+} vector_op;
+
+static const vector_op vector_ops[] = {
+    {"DWCONV 3x3 fp16 32 112x112", BW_OP_DWCONV, 112, 32, 3, 1, BW_FORMAT_FP16, BW_FORMAT_NONE, BW_FORMAT_MSFP16},
+    {"DWCONV 3x3 fp16 512 14x14", BW_OP_DWCONV, 14, 512, 3, 1, BW_FORMAT_FP16, BW_FORMAT_NONE, BW_FORMAT_MSFP16},
+    {"MAXPOOL 3x3 s2 64 112x112", BW_OP_MAXPOOL, 112, 64, 3, 2, BW_FORMAT_MSFP16, BW_FORMAT_NONE, BW_FORMAT_MSFP16},
+    {"AVGPOOL 7x7 2048 7x7", BW_OP_AVGPOOL, 7, 2048, 7, 7, BW_FORMAT_FP16, BW_FORMAT_NONE, BW_FORMAT_MSFP16},
+    {"ADD fp16 256 56x56", BW_OP_ADD, 56, 256, 1, 1, BW_FORMAT_FP16, BW_FORMAT_FP16, BW_FORMAT_MSFP16},
+    {"ADD msfp16 256 56x56", BW_OP_ADD, 56, 256, 1, 1, BW_FORMAT_MSFP16, BW_FORMAT_MSFP16, BW_FORMAT_MSFP16},
+    {"COPY msfp16 to fp16 64 56x56", BW_OP_COPY, 56, 64, 1, 1, BW_FORMAT_MSFP16, BW_FORMAT_NONE, BW_FORMAT_FP16},
+    {"COPY fp16 to mxfp4 64 56x56", BW_OP_COPY, 56, 64, 1, 1, BW_FORMAT_FP16, BW_FORMAT_NONE, BW_FORMAT_MXFP4_E2M1},
+};
+
 typedef struct net {
     bw_program_header *bytes;
     bw_program program;
@@ -137,6 +156,46 @@ static net make_net(const layer *l, bw_format format, unsigned block, unsigned r
     return n;
 }
 
+/* The operation `repeats` times, on inputs that nobody wrote: their values do not change the speed. */
+static net make_vector_net(const vector_op *o, unsigned repeats)
+{
+    const size_t size = sizeof(bw_program_header) + repeats * sizeof(bw_instruction);
+    net n = {.bytes = allocate(size)};
+    bw_instruction *list = (bw_instruction *)(n.bytes + 1);
+    const unsigned out_size = (o->size + o->stride - 1) / o->stride, padded = (o->channels + 15) / 16 * 16;
+    uint64_t act = 0;
+    bw_instruction ins = {.opcode = (uint8_t)o->opcode,
+                          .kernel_y = (uint16_t)o->kernel,
+                          .kernel_x = (uint16_t)o->kernel,
+                          .stride_y = (uint16_t)o->stride,
+                          .stride_x = (uint16_t)o->stride,
+                          .dilation_y = 1,
+                          .dilation_x = 1,
+                          .groups = 1};
+    if (o->stride < o->kernel)
+        ins.origin_y = ins.origin_x = (int16_t) - (int)(o->kernel / 2);
+    if (o->opcode == BW_OP_DWCONV)
+        ins.weight_format = BW_FORMAT_FP16;
+    ins.in = tensor_of(o->size, o->channels, o->in, bw_format_get(o->in)->block, BW_REGION_ACT, &act);
+    if (o->in2)
+        ins.in2 = tensor_of(o->size, o->channels, o->in2, bw_format_get(o->in2)->block, BW_REGION_ACT, &act);
+    ins.out0 = tensor_of(out_size, o->channels, o->out, bw_format_get(o->out)->block, BW_REGION_ACT, &act);
+    for (unsigned i = 0; i < repeats; i++)
+        list[i] = ins;
+    const uint64_t constants = (uint64_t)o->kernel * o->kernel * padded * 4 + 64;
+    *n.bytes = (bw_program_header){.magic = BW_PROGRAM_MAGIC,
+                                   .isa_version = BW_ISA_VERSION,
+                                   .instruction_count = repeats,
+                                   .act_bytes = act,
+                                   .const_bytes = constants};
+    n.constants = allocate(constants);
+    bw_error err;
+    if (bw_program_parse(n.bytes, size, &n.program, &err))
+        die(err.message);
+    n.macs = (double)repeats * out_size * out_size * o->channels;
+    return n;
+}
+
 static void free_net(net *n)
 {
     free(n->bytes);
@@ -145,14 +204,14 @@ static void free_net(net *n)
     free(n->out);
 }
 
-/* G multiply-adds per second, the best of three. */
-static double measure(const layer *l, bw_format format, unsigned block, bw_sim_isa isa, unsigned threads,
+/* G multiply-adds (layers) or elements (operations) per second, the best of three. One of l and o is NULL. */
+static double measure(const layer *l, bw_format format, const vector_op *o, bw_sim_isa isa, unsigned threads,
                       double seconds)
 {
     unsigned repeats = 1;
     double best = 0;
     for (int round = 0; round < 3;) {
-        net n = make_net(l, format, block, repeats);
+        net n = l ? make_net(l, format, bw_format_get(format)->block, repeats) : make_vector_net(o, repeats);
         const bw_fast_options options = {isa, threads};
         bw_fast *engine;
         bw_error err;
@@ -240,7 +299,7 @@ int main(void)
                     printf(" %16s", "-");
                     continue;
                 }
-                double rate = measure(&layers[i], formats[f], bw_format_get(formats[f])->block, isa, threads, seconds);
+                double rate = measure(&layers[i], formats[f], NULL, isa, threads, seconds);
                 char text[32];
                 snprintf(text, sizeof text, peak > 0 ? "%.1f (%.0f%%)" : "%.1f", rate, rate / peak * 100);
                 printf(" %16s", text);
@@ -248,6 +307,17 @@ int main(void)
             }
             printf("\n");
         }
+    }
+    printf("G output elements/s\n");
+    for (size_t i = 0; i < sizeof vector_ops / sizeof vector_ops[0]; i++) {
+        if (only && !strstr(vector_ops[i].name, only))
+            continue;
+        printf("  %-30s", vector_ops[i].name);
+        for (bw_sim_isa isa = BW_SIM_ISA_AVX512VNNI; isa >= BW_SIM_ISA_PORTABLE; isa--)
+            if (bw_sim_isa_available(isa))
+                printf(" %s %.3f", bw_sim_isa_name(isa),
+                       measure(NULL, BW_FORMAT_NONE, &vector_ops[i], isa, threads, seconds));
+        printf("\n");
     }
     return 0;
 }
