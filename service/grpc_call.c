@@ -89,7 +89,8 @@ static void delist(bw_grpc_call *c)
         c->t->calls = c->next;
     if (c->next)
         c->next->previous = c->previous;
-    c->t->call_count--;
+    if (!--c->t->call_count)
+        pthread_cond_broadcast(&c->t->none_left);
     pthread_mutex_unlock(&c->t->mutex);
 }
 
@@ -402,6 +403,10 @@ static void on_arrived(bw_grpc_tag *tag, int success)
     c->method = find_method(c->t->service, c->details.method);
     if (!c->method) {
         refuse_unknown(c);
+        return;
+    }
+    if (atomic_load(&c->t->refusing)) {
+        bw_call_finish(&c->base, BW_CODE_UNAVAILABLE, "the server is going: ask another", NULL, 0, NULL, 0);
         return;
     }
     memset(&op, 0, sizeof op);

@@ -5,6 +5,7 @@
 
 #include <grpc/grpc.h>
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "service/listener.h"
 #include "service/transport.h"
@@ -30,9 +31,10 @@ struct bw_grpc {
     pthread_t threads[BW_GRPC_THREADS];
     unsigned thread_count;
     pthread_t watcher;
-    int watching, refusing, idle;
+    int watching, shutting_down;
+    atomic_int refusing;   /* new calls are answered UNAVAILABLE */
     pthread_mutex_t mutex; /* guards what follows */
-    pthread_cond_t wake;
+    pthread_cond_t wake, none_left;
     int stopping;
     bw_grpc_call *calls; /* all that live */
     unsigned call_count;

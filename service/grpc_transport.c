@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Starting, running and stopping gRPC core; the calls themselves are in grpc_call.c. */
 #include <dlfcn.h>
+#include <errno.h>
 #include <grpc/grpc.h>
 #include <grpc/grpc_posix.h>
 #include <grpc/grpc_security.h>
@@ -113,6 +114,7 @@ static unsigned default_threads(void)
 static void free_transport(bw_grpc *t)
 {
     pthread_cond_destroy(&t->wake);
+    pthread_cond_destroy(&t->none_left);
     pthread_mutex_destroy(&t->mutex);
     free(t);
 }
@@ -166,6 +168,7 @@ bw_status bw_grpc_start(const bw_grpc_options *o, bw_grpc **transport, bw_error 
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&t->wake, &attr);
+    pthread_cond_init(&t->none_left, &attr);
     pthread_condattr_destroy(&attr);
     t->service = o->service;
     t->max_message_bytes = o->max_message_bytes;
@@ -187,7 +190,6 @@ bw_status bw_grpc_start(const bw_grpc_options *o, bw_grpc **transport, bw_error 
     grpc_server_start(t->server);
     status = start_threads(t, o, err);
     if (status) {
-        bw_grpc_refuse_new(t);
         bw_grpc_stop(t, 10000);
         return status;
     }
@@ -209,22 +211,29 @@ int bw_grpc_port(const bw_grpc *t)
 
 void bw_grpc_refuse_new(bw_grpc *t)
 {
-    if (t->refusing)
-        return;
-    t->refusing = 1;
+    /* Core's own shutdown answers calls that are on their way with CANCELLED, which clients do not try again: so calls
+     * are refused here, and core is shut down when none is left. */
+    atomic_store(&t->refusing, 1);
     bw_listener_close(t->listener);
     t->listener = NULL;
-    grpc_server_shutdown_and_notify(t->server, t->stop_queue, t);
 }
 
 int bw_grpc_idle(bw_grpc *t, int ms)
 {
-    if (t->idle)
-        return 1;
-    gpr_timespec until = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(ms, GPR_TIMESPAN));
-    if (grpc_completion_queue_next(t->stop_queue, until, NULL).type == GRPC_OP_COMPLETE)
-        t->idle = 1;
-    return t->idle;
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += ms / 1000;
+    until.tv_nsec += (long)(ms % 1000) * 1000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_nsec -= 1000000000;
+        until.tv_sec++;
+    }
+    pthread_mutex_lock(&t->mutex);
+    while (t->call_count && pthread_cond_timedwait(&t->none_left, &t->mutex, &until) != ETIMEDOUT)
+        ;
+    int idle = !t->call_count;
+    pthread_mutex_unlock(&t->mutex);
+    return idle;
 }
 
 unsigned bw_grpc_calls(bw_grpc *t)
@@ -235,8 +244,17 @@ unsigned bw_grpc_calls(bw_grpc *t)
     return n;
 }
 
+static void begin_shutdown(bw_grpc *t)
+{
+    if (!t->shutting_down)
+        grpc_server_shutdown_and_notify(t->server, t->stop_queue, t);
+    t->shutting_down = 1;
+}
+
 void bw_grpc_cancel_all(bw_grpc *t)
 {
+    bw_grpc_refuse_new(t);
+    begin_shutdown(t);
     grpc_server_cancel_all_calls(t->server);
 }
 
@@ -245,8 +263,18 @@ int bw_grpc_stop(bw_grpc *t, int ms)
     if (!t)
         return 1;
     bw_grpc_refuse_new(t);
+    /* Two conditions: core forgets a cancelled call that we still hold. */
     if (!bw_grpc_idle(t, ms))
         return 0;
+    begin_shutdown(t);
+    gpr_timespec until = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(ms, GPR_TIMESPAN));
+    if (grpc_completion_queue_next(t->stop_queue, until, NULL).type != GRPC_OP_COMPLETE) {
+        /* A call slipped in after the last one had gone. */
+        grpc_server_cancel_all_calls(t->server);
+        grpc_completion_queue_next(t->stop_queue, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
+    }
+    while (!bw_grpc_idle(t, 1000))
+        ;
     pthread_mutex_lock(&t->mutex);
     t->stopping = 1;
     pthread_cond_signal(&t->wake);

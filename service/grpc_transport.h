@@ -36,13 +36,13 @@ bw_status bw_grpc_start(const bw_grpc_options *options, bw_grpc **transport, bw_
 const char *bw_grpc_address(const bw_grpc *transport);
 int bw_grpc_port(const bw_grpc *transport);
 
-/* Closes the listening socket and tells connected clients to go elsewhere; calls in flight go on. */
+/* Closes the listening socket and answers new calls with UNAVAILABLE; calls in flight go on. */
 void bw_grpc_refuse_new(bw_grpc *transport);
-/* After bw_grpc_refuse_new: waits up to `ms` for the last call to end; 1 if it has. */
+/* Waits up to `ms` for the last call to end; 1 if it has. */
 int bw_grpc_idle(bw_grpc *transport, int ms);
 /* Calls that have not ended. */
 unsigned bw_grpc_calls(bw_grpc *transport);
-/* Cuts off every call in flight. */
+/* Refuses new calls and cuts off every call in flight. */
 void bw_grpc_cancel_all(bw_grpc *transport);
 /* Waits up to `ms` for idleness, then frees everything. 0: calls are still being worked on and nothing was freed; the
  * process should end without returning from main. NULL allowed. */

@@ -236,14 +236,17 @@ static int stop(bw_server *server, const bw_server_options *o)
     unsigned cut;
     int hurried = 0;
     uint64_t started = bw_now_ns();
-    if (bw_server_stop(server, o, take_signal, &hurried, &cut, &err)) {
-        bw_log(BW_LOG_ERROR, "serve", "stopped: %s", err.message);
-        _exit(BW_EXIT_FAILURE);
-    }
+    bw_status status = bw_server_stop(server, o, take_signal, &hurried, &cut, &err);
     if (cut)
         bw_log(BW_LOG_WARN, "serve", "%u requests in flight were cut off", cut);
     bw_log(BW_LOG_INFO, "serve", "stopped after %.1f s", (double)(bw_now_ns() - started) / 1e9);
-    return cut && hurried ? BW_EXIT_INTERRUPTED : BW_EXIT_OK;
+    int code = cut && hurried ? BW_EXIT_INTERRUPTED : BW_EXIT_OK;
+    if (status) {
+        /* Threads are still at work: nothing may be torn down under them. */
+        bw_log(BW_LOG_WARN, "serve", "%s", err.message);
+        _exit(code);
+    }
+    return code;
 }
 
 static int serve(arguments *a)
@@ -267,10 +270,9 @@ static int serve(arguments *a)
     int number = wait_signal();
     bw_log(BW_LOG_INFO, "serve", "%s: draining, at most %u s", number == SIGINT ? "SIGINT" : "SIGTERM",
            a->server.drain_seconds);
-    int code = stop(server, &a->server);
     if (a->port_file)
         unlink(a->port_file);
-    return code;
+    return stop(server, &a->server);
 }
 
 int main(int argc, char **argv)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A model from a package, on one or more devices. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "hal/base.h"
 #include "service/model.h"
@@ -89,6 +90,35 @@ static bw_status describe(bw_model *m, const bw_session *s, const char *path, bw
     return bw_model_bind_pictures(m, bw_session_preprocess(s), err);
 }
 
+/* One picture's worth of zeros through every replica: what can be done once (packing weights, compiling kernels) is
+ * done before the first request, and a device that fails shows now. Zeros may be no valid input for a network (0 / 0),
+ * so a NaN is no failure. */
+static bw_status warm_up(const bw_model *m, const package_model *p, const char *path, bw_error *err)
+{
+    bw_array inputs[BW_MODEL_IO_MAX] = {{0}}, outputs[BW_MODEL_IO_MAX] = {{0}};
+    bw_status status = BW_OK;
+    for (int i = 0; i < m->input_count && !status; i++) {
+        int64_t dims[BW_RANK_MAX] = {0};
+        for (int k = 0; k < m->inputs[i]->rank; k++)
+            dims[k] = m->inputs[i]->dims[k] < 0 ? 1 : m->inputs[i]->dims[k];
+        status = bw_array_alloc(&inputs[i], BW_F32, m->inputs[i]->rank, dims, err);
+        if (!status)
+            memset(inputs[i].data, 0, inputs[i].bytes);
+    }
+    for (size_t i = 0; i < p->count && !status; i++) {
+        status = bw_session_run(p->replicas[i].session, inputs, outputs, NULL, err);
+        for (int k = 0; k < m->output_count; k++)
+            bw_array_free(&outputs[k]);
+        if (status == BW_NOT_FINITE)
+            status = BW_OK;
+        if (status)
+            bw_fail_context(err, status, "%s: trial run", path);
+    }
+    for (int i = 0; i < m->input_count; i++)
+        bw_array_free(&inputs[i]);
+    return status;
+}
+
 bw_status bw_package_model_open(const char *path, bw_device *const *devices, size_t device_count, bw_model **model,
                                 bw_error *err)
 {
@@ -105,6 +135,8 @@ bw_status bw_package_model_open(const char *path, bw_device *const *devices, siz
         return status ? status : bw_fail(err, BW_NO_MEMORY, "%s: out of memory", path);
     }
     status = describe(m, p->replicas[0].session, path, err);
+    if (!status)
+        status = warm_up(m, p, path, err);
     if (status) {
         bw_model_release(m);
         return status;

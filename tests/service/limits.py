@@ -1,0 +1,247 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Bounds: the queue, connections, descriptors, slow uploads; and starts that must fail."""
+import os
+import socket
+import struct
+import subprocess
+import time
+
+import grpc
+import numpy as np
+from support import (SERVE, SLOW, WORK, Client, Server, fails, infer_request, infer_value, package, run, same,
+                     slow_request, trailing)
+
+ONES = np.ones((1, 4), "<f4")
+
+
+def works(client):
+    same(infer_value(client.kserve.ModelInfer(infer_request("double", {"x": ONES}), timeout=30 * SLOW)), ONES * 2)
+
+
+def until(condition, seconds=10):
+    end = time.time() + seconds * SLOW
+    while not condition():
+        assert time.time() < end, "this did not come true in time"
+        time.sleep(0.02)
+
+
+# --- the queue ----------------------------------------------------------------------------------------------------
+
+
+def full_queue_is_refused_at_once():
+    with Server(package("slow"), "--workers", "1", "--queue", "1") as server:
+        calls = [server.client.kserve.ModelInfer.future(slow_request(2048), timeout=60 * SLOW) for _ in range(6)]
+        refused = [c.exception() for c in calls]
+        refused = [e for e in refused if e is not None]
+        assert 1 <= len(refused) <= 4, refused  # at least the first two are done
+        for error in refused:
+            assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, error
+            assert "queue is full" in error.details() and "--queue" in error.details()
+            assert 1 <= int(trailing(error)["grpc-retry-pushback-ms"]) <= 60000, trailing(error)
+
+
+def a_cancelled_request_leaves_the_queue():
+    with Server(package("slow"), package("double"), "--workers", "1", "--queue", "1") as server:
+        kserve = server.client.kserve
+        running = kserve.ModelInfer.future(slow_request(), timeout=60 * SLOW)
+        time.sleep(0.3)
+        waiting = kserve.ModelInfer.future(slow_request(), timeout=60 * SLOW)
+        time.sleep(0.3)
+        refused = 0
+        if not running.done():  # on a fast machine the moment may have passed
+            error = fails("RESOURCE_EXHAUSTED", "queue is full", kserve.ModelInfer, slow_request(16))
+            refused = error is not None
+        waiting.cancel()
+        if refused:
+            until(lambda: kserve.ModelInfer.future(infer_request("double", {"x": ONES})).exception() is None)
+        assert running.exception() is None
+
+
+# --- connections --------------------------------------------------------------------------------------------------
+
+
+def two_hundred_connections():
+    with Server(package("double")) as server:
+        clients = [Client(server.port) for _ in range(200)]
+        calls = [c.kserve.ModelInfer.future(infer_request("double", {"x": ONES}), timeout=60 * SLOW) for c in clients]
+        for call in calls:
+            same(infer_value(call.result()), ONES * 2)
+        for client in clients:
+            client.channel.close()
+        works(server.client)
+
+
+def flood(port, count):
+    """Sockets that connect and say nothing; those the server closes show it."""
+    sockets = []
+    for _ in range(count):
+        s = socket.socket()
+        s.settimeout(5)
+        s.connect(("127.0.0.1", port))
+        sockets.append(s)
+    return sockets
+
+
+def connection_limit():
+    with Server(package("double"), "--max-connections", "20") as server:
+        works(server.client)
+        sockets = flood(server.port, 60)
+        closed = 0
+        for s in sockets:
+            s.settimeout(0.05)
+            try:
+                while data := s.recv(4096):  # the server's SETTINGS come first
+                    assert data
+                closed += 1
+            except ConnectionResetError:
+                closed += 1
+            except TimeoutError:
+                pass
+        assert 30 <= closed <= 50, closed
+        works(server.client)
+        for s in sockets:
+            s.close()
+        until(lambda: works_anew(server.port))
+        assert "too many connections" in server.text()
+
+
+def works_anew(port):
+    client = Client(port)
+    try:
+        works(client)
+        return True
+    except grpc.RpcError:
+        return False
+    finally:
+        client.channel.close()
+
+
+def few_descriptors():
+    """Running out of descriptors must not kill the listener for good."""
+    with Server(package("double"), before=("prlimit", "--nofile=64:64")) as server:
+        sockets = flood(server.port, 100)
+        for s in sockets:
+            s.close()
+        until(lambda: works_anew(server.port))
+
+
+# --- slow uploads, by hand over HTTP/2 ------------------------------------------------------------------------------
+
+
+def frame(kind, flags, stream, payload=b""):
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+def literal(name, value):
+    return b"\x00" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
+def slow_upload_is_cut_off():
+    with Server(package("double"), "--upload-seconds", "1") as server:
+        s = socket.create_connection(("127.0.0.1", server.port))
+        headers = b"".join(literal(n, v) for n, v in (
+            (b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/inference.GRPCInferenceService/ModelInfer"),
+            (b":authority", b"localhost"), (b"te", b"trailers"), (b"content-type", b"application/grpc")))
+        s.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0) + frame(1, 4, 1, headers)
+                  + frame(0, 0, 1, b"\0" + struct.pack(">I", 1000) + b"x" * 10))
+        started, data = time.time(), b""
+        s.settimeout(20 * SLOW)
+        ended = False
+        while not ended:
+            more = s.recv(65536)
+            assert more, "the connection was closed instead of the stream"
+            data += more
+            rest = data
+            while len(rest) >= 9:
+                size = int.from_bytes(rest[:3], "big")
+                kind, flags, stream = rest[3], rest[4], int.from_bytes(rest[5:9], "big")
+                ended |= stream == 1 and (kind == 3 or (kind == 1 and flags & 1))
+                rest = rest[9 + size:]
+        took = time.time() - started
+        assert 0.9 < took < 10 * SLOW, took
+        s.close()
+        works(server.client)
+
+
+# --- starts that fail ---------------------------------------------------------------------------------------------
+
+
+def start(*args):
+    return subprocess.run([SERVE, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          timeout=30 * SLOW)
+
+
+def expect(code, text, *args):
+    done = start(*args)
+    assert done.returncode == code, f"exit {done.returncode}: {done.stderr}"
+    last = [line for line in done.stderr.splitlines() if line.startswith("blockwave serve: ")]
+    assert len(last) == 1 and text in last[0], done.stderr
+
+
+def bad_arguments():
+    double = package("double")
+    expect(2, "no model given")
+    expect(2, "unknown option '--nope'", "--nope", double)
+    expect(2, "--queue needs a value", double, "--queue")
+    expect(2, "--max-message-mb 0: expected a whole number of 1..1024", double, "--max-message-mb", "0")
+    expect(2, "--workers -3: expected", double, "--workers", "-3")
+    expect(2, "--queue 1x: expected", double, "--queue", "1x")
+    for address, text in (("nonsense", "expected HOST:PORT"), ("127.0.0.1:70000", "expected HOST:PORT"),
+                          ("::1:50051", "in brackets"), ("256.0.0.1:0", "256.0.0.1:0")):
+        expect(1, text, double, "--grpc", address)
+    done = start("--help")
+    assert done.returncode == 0 and "usage: blockwave serve" in done.stdout
+    done = start("--version")
+    assert done.returncode == 0 and done.stdout.startswith("blockwave-serve ")
+
+
+def bad_packages():
+    free = ("--grpc", "127.0.0.1:0")
+    double = package("double")
+    expect(1, "missing.bw", os.path.join(WORK, "missing.bw"), *free)
+    broken = os.path.join(WORK, "broken.bw")
+    with open(double, "rb") as f:
+        data = bytearray(f.read())
+    data[-1100] ^= 1
+    with open(broken, "wb") as f:
+        f.write(data)
+    expect(1, "broken.bw", broken, *free)
+    expect(1, "is there twice", double, double, *free)
+    expect(1, "no *.bw in it", "--models", os.path.join(WORK, "stubs"), *free)
+    expect(1, "/no/such/dir", "--models", "/no/such/dir", *free)
+    expect(1, "nosuch", double, "--device", "nosuch:", *free)
+    port_file = os.path.join(WORK, "never")
+    expect(1, "broken.bw", broken, "--port-file", port_file, *free)
+    assert not os.path.exists(port_file)
+
+
+def port_in_use():
+    with Server(package("double")) as server:
+        expect(1, "is in use by another process", package("double"), "--grpc", f"127.0.0.1:{server.port}")
+        works(server.client)
+
+
+def a_directory_of_models_on_two_devices():
+    folder = os.path.join(WORK, "models")
+    os.makedirs(folder)
+    for name in ("double", "sum"):
+        os.link(package(name), os.path.join(folder, f"{name}.bw"))
+    with open(os.path.join(folder, "notes.txt"), "w") as f:
+        f.write("not a package\n")
+    with Server("--models", folder, "--device", "sim:", "--device", "sim:reference") as server:
+        works(server.client)
+        assert "model 'sum'" in server.text() and server.text().count(" device sim:") == 2, server.text()
+
+
+def quiet_says_nothing():
+    with Server(package("double"), "--quiet") as server:
+        works(server.client)
+        server.term()
+        server.wait()
+        assert server.text() == "", server.text()
+
+
+run([full_queue_is_refused_at_once, a_cancelled_request_leaves_the_queue, two_hundred_connections, connection_limit,
+     few_descriptors, slow_upload_is_cut_off, bad_arguments, bad_packages, port_in_use,
+     a_directory_of_models_on_two_devices, quiet_says_nothing])
