@@ -730,6 +730,20 @@ static void shared_constants(void **state)
         assert_non_null(strstr(err.message, "instruction 1 "));
         map[0] = map[20] = 0;
     }
+    /* And exponents of a format with a shorter range. */
+    one conv = valid(BW_OP_CONV);
+    conv.ins.in = tensor(BW_FORMAT_MXINT8, BW_REGION_ACT, 32, 4, 5, 20, 0, 1024);
+    two.header = conv.header;
+    two.header.instruction_count = 2;
+    two.ins[0] = two.ins[1] = conv.ins;
+    two.ins[0].weight_format = BW_FORMAT_MXFP6_E3M2;
+    two.ins[1].weight_format = BW_FORMAT_MXFP8_E5M2;
+    c[conv.ins.weight_exps + 3] = 18;
+    bw_program program;
+    bw_error err;
+    assert_int_equal(bw_program_parse(&two, sizeof two, &program, &err), BW_OK);
+    assert_int_equal(bw_program_check_constants(&program, c, 65536, &err), BW_CORRUPT);
+    assert_non_null(strstr(err.message, "instruction 1 (CONV): weight exponent 3 is 18, must be -63..17"));
     free(c);
 }
 
