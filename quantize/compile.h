@@ -43,4 +43,7 @@ typedef struct bw_compiled {
 bw_status bw_compile(const bw_graph *g, const bw_recipe *recipe, bw_compiled *out, bw_error *err);
 void bw_compiled_free(bw_compiled *c);
 
+/* 1 if bw_compile would put this node of the graph (after passes.h, shapes known) on the accelerator. */
+int bw_compile_on_device(const bw_graph *g, int node);
+
 #endif

@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Packing: float weights to the codes, exponents and biases of kernels/isa.h, in the device's order. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "hal/base.h"
+#include "quantize/lower.h"
+
+#define TILE BW_OUTPUT_TILE
+
+bw_status bw_blob_reserve(bw_blob *b, size_t size, uint64_t *offset, bw_error *err)
+{
+    size_t start = (b->size + BW_WEIGHT_ALIGN - 1) / BW_WEIGHT_ALIGN * BW_WEIGHT_ALIGN;
+    size_t end = start + (size + BW_WEIGHT_ALIGN - 1) / BW_WEIGHT_ALIGN * BW_WEIGHT_ALIGN;
+    if (end < start)
+        return bw_fail(err, BW_NO_MEMORY, "constants of more than %zu bytes", b->size);
+    if (end > b->capacity) {
+        size_t capacity = end > b->capacity * 2 ? end : b->capacity * 2;
+        uint8_t *more = bw_aligned_zalloc(capacity);
+        if (!more)
+            return bw_fail(err, BW_NO_MEMORY, "out of memory for %zu bytes of constants", capacity);
+        if (b->size)
+            memcpy(more, b->bytes, b->size);
+        free(b->bytes);
+        b->bytes = more;
+        b->capacity = capacity;
+    }
+    b->size = end;
+    *offset = start;
+    return BW_OK;
+}
+
+/* The device's biases are multiples of 2^-126 and never -0, so that no subnormal can arise in a sum. */
+static float device_bias(float v)
+{
+    float r = fabsf(v) < 0x1p-102f ? (float)(rint((double)v * 0x1p126) * 0x1p-126) : v;
+    return r == 0 ? 0 : r;
+}
+
+static bw_status check_finite(const bw_weights *w, float v, const char *what, int64_t n, bw_error *err)
+{
+    if (isfinite(v))
+        return BW_OK;
+    return bw_fail(err, BW_NOT_FINITE, "%s of '%s', output channel %lld, is %s: repair the model", what, w->name,
+                   (long long)n, isnan(v) ? "NaN" : "infinite");
+}
+
+/* Source channel, inside the source group of output n, of physical channel r of the instruction's group; -1: zero. */
+static int64_t source_channel(const bw_ir_op *op, const bw_ir_value *in, int64_t n, int64_t r)
+{
+    const bw_weights *w = &op->w;
+    if (op->merged > 1) {
+        int64_t group = n / (w->outputs / w->groups);
+        int64_t c = group / op->merged * op->merged * w->group_channels + r - group * w->group_channels;
+        return c >= 0 && c < w->group_channels && r < op->merged * w->group_channels ? c : -1;
+    }
+    if (op->groups == 1 && in->map)
+        return r < in->physical ? in->map[r] : -1;
+    return r < w->group_channels ? r : -1;
+}
+
+struct reduction { /* of one CONV */
+    int64_t taps_y, taps_x, blocks; /* blocks at each tap */
+    int64_t block;
+};
+
+/* The weights of output n at one reduction block. */
+static void gather(const bw_ir_op *op, const bw_ir_value *in, const struct reduction *q, int64_t n, int64_t ky,
+                   int64_t kx, int64_t kb, float *x)
+{
+    const bw_weights *w = &op->w;
+    for (int64_t i = 0; i < q->block; i++) {
+        int64_t r = kb * q->block + i, c = -1, y = ky, xx = kx;
+        if (op->patched) {
+            int64_t tap = r / w->group_channels;
+            y = tap / op->source.kernel[1];
+            xx = tap % op->source.kernel[1];
+            c = y < op->source.kernel[0] ? r % w->group_channels : -1;
+        } else {
+            c = source_channel(op, in, n, r);
+        }
+        x[i] = c < 0 ? 0 : w->data[n * w->sn + c * w->sc + y * w->sy + xx * w->sx] * w->scale;
+    }
+}
+
+static bw_status check_range(const bw_weights *w, const bw_format_traits *t, const float *x, size_t block, int64_t n,
+                             bw_error *err)
+{
+    float most = 0;
+    for (size_t i = 0; i < block; i++)
+        most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+    if (most > 0 && bw_block_exponent(t, x, block) > t->exp_max)
+        return bw_fail(err, BW_OUT_OF_RANGE,
+                       "weights of '%s', output channel %lld, reach %g, more than %s holds on the device (%g): scale the "
+                       "layer down or keep it on the CPU",
+                       w->name, (long long)n, (double)most, t->name, ldexp((double)t->max_code, t->exp_max));
+    return BW_OK;
+}
+
+bw_status bw_pack_conv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_instruction *ins, bw_error *err)
+{
+    const bw_format_traits *t = bw_format_get(ir->recipe->weights);
+    const bw_ir_value *in = &ir->values[op->in];
+    const bw_weights *w = &op->w;
+    struct reduction q = {op->geo.kernel[0], op->geo.kernel[1], 0, ir->recipe->block};
+    q.blocks = (in->physical / op->groups + q.block - 1) / q.block;
+    size_t block = (size_t)q.block, outputs = (size_t)(w->outputs / op->groups), tiles = (outputs + TILE - 1) / TILE;
+    size_t all_tiles = tiles * (size_t)op->groups, reductions = (size_t)(q.taps_y * q.taps_x * q.blocks);
+    size_t packed = bw_packed_size(t, TILE * block);
+    bw_status s;
+    ins->weight_format = (uint8_t)ir->recipe->weights;
+    if ((s = bw_blob_reserve(blob, all_tiles * reductions * packed, &ins->weights, err)) ||
+        (s = bw_blob_reserve(blob, all_tiles * reductions * TILE, &ins->weight_exps, err)))
+        return s;
+    if (op->bias) {
+        ins->flags |= BW_FLAG_BIAS;
+        if ((s = bw_blob_reserve(blob, all_tiles * TILE * sizeof(float), &ins->bias, err)))
+            return s;
+    }
+    float *x = malloc(block * sizeof *x);
+    uint8_t *codes = malloc(block * TILE + block);
+    if (!x || !codes) {
+        free(x);
+        free(codes);
+        return bw_fail(err, BW_NO_MEMORY, "out of memory while packing '%s'", w->name);
+    }
+    uint8_t *row = codes + block * TILE;
+    for (size_t tile = 0; tile < all_tiles && !s; tile++) {
+        int64_t first = (int64_t)(tile / tiles * outputs + tile % tiles * TILE);
+        size_t rows = outputs - tile % tiles * TILE < TILE ? outputs - tile % tiles * TILE : TILE;
+        uint8_t *to = blob->bytes + ins->weights + tile * reductions * packed;
+        int8_t *exps = (int8_t *)blob->bytes + ins->weight_exps + tile * reductions * TILE;
+        for (size_t k = 0; k < reductions && !s; k++, to += packed, exps += TILE) {
+            int64_t kb = (int64_t)k % q.blocks, tap = (int64_t)k / q.blocks;
+            memset(codes, 0, block * TILE);
+            for (size_t r = 0; r < TILE && !s; r++) {
+                int64_t n = first + (int64_t)r;
+                if (r < rows)
+                    gather(op, in, &q, n, tap / q.taps_x, tap % q.taps_x, kb, x);
+                else
+                    memset(x, 0, block * sizeof *x);
+                for (size_t i = 0; i < block && !s; i++)
+                    s = check_finite(w, x[i], "a weight", n, err);
+                if (s || (s = check_range(w, t, x, block, n, err)))
+                    break;
+                bw_encode_block(t, BW_ROUND_EVEN, x, block, row, &exps[r]);
+                for (size_t i = 0; i < block; i++)
+                    codes[i / 4 * 4 * TILE + r * 4 + i % 4] = row[i];
+            }
+            bw_pack(t, codes, TILE * block, to);
+        }
+        for (size_t r = 0; op->bias && r < rows && !s; r++) {
+            float v = op->bias[first + (int64_t)r];
+            if (!(s = check_finite(w, v, "the bias", first + (int64_t)r, err)))
+                ((float *)(void *)(blob->bytes + ins->bias))[tile * TILE + r] = device_bias(v);
+        }
+    }
+    free(x);
+    free(codes);
+    return s;
+}
+
+bw_status bw_pack_dwconv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_instruction *ins, bw_error *err)
+{
+    const bw_format_traits *t = bw_format_get(ir->recipe->vector);
+    const bw_weights *w = &op->w;
+    size_t channels = (size_t)w->outputs, padded = (channels + TILE - 1) / TILE * TILE;
+    size_t taps = (size_t)(op->geo.kernel[0] * op->geo.kernel[1]);
+    bw_status s;
+    ins->weight_format = (uint8_t)ir->recipe->vector;
+    if ((s = bw_blob_reserve(blob, taps * padded * sizeof(uint16_t), &ins->weights, err)))
+        return s;
+    if (op->bias) {
+        ins->flags |= BW_FLAG_BIAS;
+        if ((s = bw_blob_reserve(blob, padded * sizeof(float), &ins->bias, err)))
+            return s;
+    }
+    float most = bw_decode_vector(t, bw_encode_vector(t, 0x1.fffffep127f));
+    uint16_t *to = (uint16_t *)(void *)(blob->bytes + ins->weights);
+    for (size_t tap = 0; tap < taps; tap++)
+        for (size_t c = 0; c < channels; c++) {
+            int64_t n = (int64_t)c, y = (int64_t)tap / op->geo.kernel[1], x = (int64_t)tap % op->geo.kernel[1];
+            float v = op->scale ? op->scale[c] : w->data[n * w->sn + y * w->sy + x * w->sx] * w->scale;
+            if ((s = check_finite(w, v, "a weight", n, err)))
+                return s;
+            if (fabsf(v) > most)
+                return bw_fail(err, BW_OUT_OF_RANGE,
+                               "weight %g of '%s', channel %zu, is more than %s holds (%g): use --vector bf16 or scale "
+                               "the layer down",
+                               (double)v, w->name, c, t->name, (double)most);
+            to[tap * padded + c] = bw_encode_vector(t, v);
+        }
+    for (size_t c = 0; op->bias && c < channels; c++) {
+        if ((s = check_finite(w, op->bias[c], "the bias", (int64_t)c, err)))
+            return s;
+        ((float *)(void *)(blob->bytes + ins->bias))[c] = device_bias(op->bias[c]);
+    }
+    return BW_OK;
+}
