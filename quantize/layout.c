@@ -8,7 +8,9 @@
 
 bw_format bw_form_format(const bw_ir *ir, int form)
 {
-    return form == BW_FORM_VECTOR ? ir->recipe->vector : form == BW_FORM_BLOCK ? ir->recipe->activations : BW_FORMAT_FP32;
+    return form == BW_FORM_VECTOR  ? ir->recipe->vector
+           : form == BW_FORM_BLOCK ? ir->recipe->activations
+                                   : BW_FORMAT_FP32;
 }
 
 uint16_t bw_form_block(const bw_ir *ir, int form)

@@ -55,14 +55,8 @@ int bw_ir_insert_op(bw_ir *ir, int at, int opcode, int in, int out)
     ir->op_count++;
     for (int v = 0; v < ir->value_count; v++)
         ir->values[v].producer += ir->values[v].producer >= at;
-    ir->ops[at] = (bw_ir_op){.opcode = opcode,
-                             .in = in,
-                             .in2 = -1,
-                             .out = out,
-                             .geo = unit_geometry,
-                             .groups = 1,
-                             .merged = 1,
-                             .node = -1};
+    ir->ops[at] = (bw_ir_op){
+        .opcode = opcode, .in = in, .in2 = -1, .out = out, .geo = unit_geometry, .groups = 1, .merged = 1, .node = -1};
     ir->values[out].producer = at;
     return at;
 }
@@ -212,7 +206,8 @@ static bw_status lower_conv(struct lowering *l, int out_value)
     if (w->groups > 1) {
         in = group_input(l, in, &groups, &merged);
     } else if (ir->values[in].input >= 0 && taps > 1 &&
-               2 * ((taps * w->group_channels + block - 1) / block) <= taps * ((w->group_channels + block - 1) / block)) {
+               2 * ((taps * w->group_channels + block - 1) / block) <=
+                   taps * ((w->group_channels + block - 1) / block)) {
         /* Few input channels would leave most of each block empty: gather the patches into the channel axis. */
         bw_shape o;
         bw_lower_shape(ir->g, out_value, &o);
@@ -323,7 +318,8 @@ static bw_status lower_binary(struct lowering *l, int out_value)
             return BW_OK;
         }
     }
-    int op = append(l, l->m->kind == BW_MATCH_ADD ? BW_OP_ADD : BW_OP_MUL, ir->of_value[a], add_value_for(l, out_value));
+    int op =
+        append(l, l->m->kind == BW_MATCH_ADD ? BW_OP_ADD : BW_OP_MUL, ir->of_value[a], add_value_for(l, out_value));
     if (op < 0)
         return no_memory(l->err);
     ir->ops[op].in2 = ir->of_value[b];
@@ -429,7 +425,8 @@ static bw_status lower_window(struct lowering *l, int out_value)
         bw_ir_op *step = &ir->ops[op];
         step->geo = m->geo;
         if (m->count_pad) { /* outside the input a depthwise convolution reads zeros: x * 1 */
-            step->w = (bw_weights){.outputs = channels_in, .groups = channels_in, .group_channels = 1, .name = "padding"};
+            step->w =
+                (bw_weights){.outputs = channels_in, .groups = channels_in, .group_channels = 1, .name = "padding"};
             step->scale = malloc((size_t)channels_in * sizeof *step->scale);
             if (!step->scale)
                 return no_memory(l->err);

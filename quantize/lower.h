@@ -19,21 +19,21 @@
 /* --- match -------------------------------------------------------------------------------------------------- */
 
 typedef enum bw_match_kind {
-    BW_MATCH_NONE = 0,  /* the CPU's */
-    BW_MATCH_CONV,      /* dense, grouped or depthwise convolution */
-    BW_MATCH_GEMM,      /* fully connected */
-    BW_MATCH_ACT,       /* Relu, Clip */
-    BW_MATCH_ADD,       /* of two tensors of one shape */
-    BW_MATCH_MUL,       /* likewise */
-    BW_MATCH_AFFINE,    /* x * constant + constant per channel */
-    BW_MATCH_MAXPOOL,   /* also global */
-    BW_MATCH_AVGPOOL,   /* also global */
-    BW_MATCH_CONCAT,    /* of channels */
-    BW_MATCH_WINDOW,    /* slice, crop, stride or zero padding: of pixels, of channels, or both */
-    BW_MATCH_SPLIT,     /* of channels */
-    BW_MATCH_SHUFFLE,   /* channel shuffle: Reshape, Transpose, Reshape; the match belongs to the last of them */
-    BW_MATCH_FLATTEN,   /* feature map to vector */
-    BW_MATCH_ALIAS      /* the same numbers in the same order */
+    BW_MATCH_NONE = 0, /* the CPU's */
+    BW_MATCH_CONV,     /* dense, grouped or depthwise convolution */
+    BW_MATCH_GEMM,     /* fully connected */
+    BW_MATCH_ACT,      /* Relu, Clip */
+    BW_MATCH_ADD,      /* of two tensors of one shape */
+    BW_MATCH_MUL,      /* likewise */
+    BW_MATCH_AFFINE,   /* x * constant + constant per channel */
+    BW_MATCH_MAXPOOL,  /* also global */
+    BW_MATCH_AVGPOOL,  /* also global */
+    BW_MATCH_CONCAT,   /* of channels */
+    BW_MATCH_WINDOW,   /* slice, crop, stride or zero padding: of pixels, of channels, or both */
+    BW_MATCH_SPLIT,    /* of channels */
+    BW_MATCH_SHUFFLE,  /* channel shuffle: Reshape, Transpose, Reshape; the match belongs to the last of them */
+    BW_MATCH_FLATTEN,  /* feature map to vector */
+    BW_MATCH_ALIAS     /* the same numbers in the same order */
 } bw_match_kind;
 
 typedef struct bw_geometry { /* [0] vertical, [1] horizontal; as the instruction's fields */
@@ -125,10 +125,10 @@ typedef struct bw_ir_op {
     int patched;    /* CONV over patches: its reduction axis is (ky, kx, c) of `source` */
     bw_geometry source;
     bw_weights w;
-    float *bias;    /* owned: w.outputs values or NULL */
-    float *scale;   /* owned: DWCONV per-channel factors in place of w.data, or NULL */
-    int32_t *map;   /* owned: COPY: channel of `in`, or -1 */
-    int *parts;     /* owned: CONCAT */
+    float *bias;  /* owned: w.outputs values or NULL */
+    float *scale; /* owned: DWCONV per-channel factors in place of w.data, or NULL */
+    int32_t *map; /* owned: COPY: channel of `in`, or -1 */
+    int *parts;   /* owned: CONCAT */
     int part_count;
     int node; /* of the graph, for messages */
 } bw_ir_op;

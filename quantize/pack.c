@@ -60,7 +60,7 @@ static int64_t source_channel(const bw_ir_op *op, const bw_ir_value *in, int64_t
     return r < w->group_channels ? r : -1;
 }
 
-struct reduction { /* of one CONV */
+struct reduction {                  /* of one CONV */
     int64_t taps_y, taps_x, blocks; /* blocks at each tap */
     int64_t block;
 };
@@ -91,10 +91,11 @@ static bw_status check_range(const bw_weights *w, const bw_format_traits *t, con
     for (size_t i = 0; i < block; i++)
         most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
     if (most > 0 && bw_block_exponent(t, x, block) > t->exp_max)
-        return bw_fail(err, BW_OUT_OF_RANGE,
-                       "weights of '%s', output channel %lld, reach %g, more than %s holds on the device (%g): scale the "
-                       "layer down or keep it on the CPU",
-                       w->name, (long long)n, (double)most, t->name, ldexp((double)t->max_code, t->exp_max));
+        return bw_fail(
+            err, BW_OUT_OF_RANGE,
+            "weights of '%s', output channel %lld, reach %g, more than %s holds on the device (%g): scale the "
+            "layer down or keep it on the CPU",
+            w->name, (long long)n, (double)most, t->name, ldexp((double)t->max_code, t->exp_max));
     return BW_OK;
 }
 
