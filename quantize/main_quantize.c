@@ -1,0 +1,521 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* blockwave-quantize: an ONNX network to a package. */
+#include <errno.h>
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "hal/base.h"
+#include "host/cli.h"
+#include "quantize/calibrate.h"
+#include "quantize/manifest.h"
+#include "quantize/passes.h"
+
+#define COMMAND      "quantize"
+#define BINDINGS_MAX 64
+
+static const char help[] =
+    "Usage: blockwave quantize MODEL.onnx -o MODEL.bw [OPTION]...\n"
+    "\n"
+    "Quantizes an ONNX network to block floating point and writes a package.\n"
+    "\n"
+    "Numbers:\n"
+    "      --format F           block format of weights and activations (default msfp16):\n"
+    "                           msfp16 .. msfp11, mxint8, mxfp6_e2m3, mxfp4_e2m1, mxfp6_e3m2,\n"
+    "                           mxfp8_e4m3, mxfp8_e5m2\n"
+    "      --weights F          format of the weights alone\n"
+    "      --activations F      format of the activations alone\n"
+    "      --block N            values that share a scale: 16, 32, 64, 128 (msfp), 32 (mx)\n"
+    "      --vector F           residual and depthwise tensors: fp16 (default) or bf16\n"
+    "      --first-last W       float: first and last layer stay on the CPU in fp32;\n"
+    "                           narrow (default): quantized like the others\n"
+    "      --recipe R.json      all of this from a file; options override it\n"
+    "Calibration:\n"
+    "      --calib DATA         a directory of pictures, FILE.npz or FILE.npy: measures the\n"
+    "                           quantized network against the float one\n"
+    "      --calib-count N      use the first N samples (default: all)\n"
+    "      --bias-correction    take the mean error of each channel from its bias (needs --calib)\n"
+    "      --no-bias-correction\n"
+    "Package:\n"
+    "  -o, --output FILE        the package to write\n"
+    "      --name NAME          model name (default: from the file name)\n"
+    "      --model-version V    model version, digits (default 1)\n"
+    "      --labels FILE        one label per line, in class order\n"
+    "      --preprocess FILE    JSON: how pictures become inputs\n"
+    "      --bind SYMBOL=N      value of a symbolic dimension\n"
+    "Other:\n"
+    "      --keep-intermediate DIR  also write graphs and stages there\n"
+    "  -q, --quiet              errors only\n"
+    "  -h, --help, --version\n"
+    "\n"
+    "The same model, options and samples give the same bytes. Exit status: 0, 1 failure, 2 usage, 130 interrupted.\n";
+
+enum {
+    OPT_FORMAT = 256,
+    OPT_WEIGHTS,
+    OPT_ACTIVATIONS,
+    OPT_BLOCK,
+    OPT_VECTOR,
+    OPT_FIRST_LAST,
+    OPT_RECIPE,
+    OPT_CALIB,
+    OPT_CALIB_COUNT,
+    OPT_BIAS,
+    OPT_NO_BIAS,
+    OPT_NAME,
+    OPT_MODEL_VERSION,
+    OPT_LABELS,
+    OPT_PREPROCESS,
+    OPT_BIND,
+    OPT_KEEP,
+    OPT_VERSION
+};
+
+static const struct option options[] = {{"format", 1, NULL, OPT_FORMAT},
+                                        {"weights", 1, NULL, OPT_WEIGHTS},
+                                        {"activations", 1, NULL, OPT_ACTIVATIONS},
+                                        {"block", 1, NULL, OPT_BLOCK},
+                                        {"vector", 1, NULL, OPT_VECTOR},
+                                        {"first-last", 1, NULL, OPT_FIRST_LAST},
+                                        {"recipe", 1, NULL, OPT_RECIPE},
+                                        {"calib", 1, NULL, OPT_CALIB},
+                                        {"calib-count", 1, NULL, OPT_CALIB_COUNT},
+                                        {"bias-correction", 0, NULL, OPT_BIAS},
+                                        {"no-bias-correction", 0, NULL, OPT_NO_BIAS},
+                                        {"output", 1, NULL, 'o'},
+                                        {"name", 1, NULL, OPT_NAME},
+                                        {"model-version", 1, NULL, OPT_MODEL_VERSION},
+                                        {"labels", 1, NULL, OPT_LABELS},
+                                        {"preprocess", 1, NULL, OPT_PREPROCESS},
+                                        {"bind", 1, NULL, OPT_BIND},
+                                        {"keep-intermediate", 1, NULL, OPT_KEEP},
+                                        {"quiet", 0, NULL, 'q'},
+                                        {"help", 0, NULL, 'h'},
+                                        {"version", 0, NULL, OPT_VERSION},
+                                        {NULL, 0, NULL, 0}};
+
+struct arguments {
+    const char *model, *output, *calib, *name, *version, *labels, *preprocess, *keep;
+    int64_t calib_count;
+    int quiet;
+    bw_quantize_recipe recipe;
+    bw_binding bindings[BINDINGS_MAX];
+    size_t binding_count;
+};
+
+static int parse_count(const char *text, int64_t most, int64_t *value)
+{
+    char *end;
+    errno = 0;
+    long long v = strtoll(text, &end, 10);
+    if (errno || end == text || *end || v < 1 || v > most)
+        return 0;
+    *value = v;
+    return 1;
+}
+
+/* What the recipe decides; separate, because a recipe file comes first wherever it stands. */
+static bw_status recipe_option(int c, const char *arg, bw_quantize_recipe *r, bw_error *err)
+{
+    int64_t n;
+    bw_status s = BW_OK;
+    switch (c) {
+    case OPT_FORMAT:
+    case OPT_WEIGHTS:
+        s = bw_recipe_format(c == OPT_FORMAT ? "--format" : "--weights", arg, 0, &r->core.weights, err);
+        if (!s && c == OPT_FORMAT)
+            r->core.activations = r->core.weights;
+        return s;
+    case OPT_ACTIVATIONS:
+        return bw_recipe_format("--activations", arg, 0, &r->core.activations, err);
+    case OPT_VECTOR:
+        return bw_recipe_format("--vector", arg, 1, &r->core.vector, err);
+    case OPT_BLOCK:
+        if (!parse_count(arg, 128, &n))
+            return bw_fail(err, BW_INVALID_ARGUMENT, "--block: '%s', must be 16, 32, 64 or 128", arg);
+        r->core.block = (uint16_t)n;
+        return BW_OK;
+    case OPT_FIRST_LAST:
+        if (strcmp(arg, "float") != 0 && strcmp(arg, "narrow") != 0)
+            return bw_fail(err, BW_INVALID_ARGUMENT, "--first-last: '%s', must be float or narrow", arg);
+        r->core.first_last_float = !strcmp(arg, "float");
+        return BW_OK;
+    case OPT_BIAS:
+    case OPT_NO_BIAS:
+        r->bias_correction = c == OPT_BIAS;
+        return BW_OK;
+    default:
+        return BW_OK;
+    }
+}
+
+static bw_status plain_option(int c, char *arg, struct arguments *a, bw_error *err)
+{
+    char *equals;
+    int64_t n;
+    switch (c) {
+    case 'o':
+        a->output = arg;
+        return BW_OK;
+    case 'q':
+        a->quiet = 1;
+        return BW_OK;
+    case OPT_CALIB:
+        a->calib = arg;
+        return BW_OK;
+    case OPT_CALIB_COUNT:
+        if (!parse_count(arg, INT64_MAX, &a->calib_count))
+            return bw_fail(err, BW_INVALID_ARGUMENT, "--calib-count: '%s', must be a whole number from 1 on", arg);
+        return BW_OK;
+    case OPT_NAME:
+        a->name = arg;
+        if (!bw_model_name_ok(arg))
+            return bw_fail(err, BW_INVALID_ARGUMENT, "--name: '%s', must be 1 to 128 of A-Z a-z 0-9 _ . -", arg);
+        return BW_OK;
+    case OPT_MODEL_VERSION:
+        a->version = arg;
+        if (!bw_model_version_ok(arg))
+            return bw_fail(err, BW_INVALID_ARGUMENT, "--model-version: '%s', must be 1 to 18 digits", arg);
+        return BW_OK;
+    case OPT_LABELS:
+        a->labels = arg;
+        return BW_OK;
+    case OPT_PREPROCESS:
+        a->preprocess = arg;
+        return BW_OK;
+    case OPT_KEEP:
+        a->keep = arg;
+        return BW_OK;
+    case OPT_BIND:
+        equals = strchr(arg, '=');
+        if (!equals || equals == arg || !parse_count(equals + 1, INT32_MAX, &n))
+            return bw_fail(err, BW_INVALID_ARGUMENT, "--bind: '%s', must be SYMBOL=N with N from 1 on", arg);
+        if (a->binding_count == BINDINGS_MAX)
+            return bw_fail(err, BW_INVALID_ARGUMENT, "--bind: more than %d of them", BINDINGS_MAX);
+        *equals = 0;
+        a->bindings[a->binding_count++] = (bw_binding){arg, n};
+        return BW_OK;
+    default:
+        return BW_OK;
+    }
+}
+
+/* -1: go on; else the exit status. */
+static int parse_arguments(int argc, char **argv, struct arguments *a)
+{
+    bw_error err;
+    *a = (struct arguments){.version = "1", .recipe = bw_recipe_default()};
+    opterr = 0;
+    for (int round = 0; round < 2; round++) { /* recipe files first, then everything else */
+        optind = 1;
+        int c;
+        while ((c = getopt_long(argc, argv, "o:qh", options, NULL)) != -1) {
+            bw_status s = BW_OK;
+            if (c == '?')
+                return bw_cli_usage(COMMAND, "unknown option or missing value at '%s'", argv[optind - 1]);
+            if (c == 'h') {
+                fputs(help, stdout);
+                return BW_EXIT_OK;
+            }
+            if (c == OPT_VERSION) {
+                printf("blockwave %s\n", BW_VERSION);
+                return BW_EXIT_OK;
+            }
+            if (round == 0 && c == OPT_RECIPE) {
+                s = bw_recipe_read(optarg, &a->recipe, &err);
+                if (s)
+                    return bw_cli_fail(COMMAND, &err);
+            } else if (round == 1) {
+                s = recipe_option(c, optarg, &a->recipe, &err);
+                if (!s)
+                    s = plain_option(c, optarg, a, &err);
+            }
+            if (s)
+                return bw_cli_usage(COMMAND, "%s", err.message);
+        }
+    }
+    if (optind != argc - 1)
+        return bw_cli_usage(COMMAND, optind >= argc ? "no MODEL.onnx given" : "more than one model given: '%s'",
+                            optind >= argc ? "" : argv[optind + 1]);
+    a->model = argv[optind];
+    if (!a->output)
+        return bw_cli_usage(COMMAND, "no output given: -o MODEL.bw");
+    if (a->recipe.bias_correction && !a->calib)
+        return bw_cli_usage(COMMAND, "bias correction needs samples: --calib DATA");
+    if (bw_recipe_settle(&a->recipe, &err))
+        return bw_cli_usage(COMMAND, "%s", err.message);
+    return -1;
+}
+
+static bw_status read_labels(const char *path, json_t **labels, bw_error *err)
+{
+    void *bytes;
+    size_t size;
+    bw_status s = bw_file_read(path, 16u << 20, &bytes, &size, err);
+    if (s)
+        return s;
+    *labels = json_array();
+    for (char *p = bytes; *p && !s;) {
+        size_t n = strcspn(p, "\n"), keep = n && p[n - 1] == '\r' ? n - 1 : n;
+        json_t *label = json_stringn(p, keep);
+        if (!label || json_array_append_new(*labels, label))
+            s = bw_fail(err, BW_CORRUPT, "%s: line %zu is not UTF-8 text", path, json_array_size(*labels) + 1);
+        p += n + (p[n] == '\n');
+    }
+    if (!s && !json_array_size(*labels))
+        s = bw_fail(err, BW_CORRUPT, "%s: no labels, one per line is expected", path);
+    free(bytes);
+    if (s) {
+        json_decref(*labels);
+        *labels = NULL;
+    }
+    return s;
+}
+
+static bw_status read_preprocess(const char *path, bw_preprocess *p, json_t **json, bw_error *err)
+{
+    void *bytes;
+    size_t size;
+    bw_status s = bw_file_read(path, 1u << 20, &bytes, &size, err);
+    if (s)
+        return s;
+    json_error_t why;
+    json_t *text = json_loadb(bytes, size, JSON_REJECT_DUPLICATES, &why);
+    free(bytes);
+    if (!text)
+        return bw_fail(err, BW_CORRUPT, "%s: line %d, column %d: %s", path, why.line, why.column, why.text);
+    s = bw_preprocess_from_json(text, p, err);
+    json_decref(text);
+    if (s)
+        return bw_fail_context(err, s, "%s", path);
+    *json = bw_preprocess_to_json(p);
+    return *json ? BW_OK : bw_fail(err, BW_NO_MEMORY, "out of memory");
+}
+
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+/* The file name without its extension, other characters replaced. */
+static void default_name(const char *path, char name[129])
+{
+    const char *base = base_name(path);
+    size_t n = strlen(base), dot = n;
+    for (size_t i = 1; i < n; i++)
+        dot = base[i] == '.' ? i : dot;
+    n = dot < 128 ? dot : 128;
+    for (size_t i = 0; i < n; i++) {
+        char one[2] = {base[i], 0};
+        name[i] = bw_model_name_ok(one) ? base[i] : '_';
+    }
+    name[n] = 0;
+    if (!n)
+        strcpy(name, "model");
+}
+
+/* --- intermediate files ----------------------------------------------------------------------------------------- */
+
+static bw_status keep_file(const char *dir, const char *name, const void *bytes, size_t size, bw_error *err)
+{
+    char path[4096];
+    if (snprintf(path, sizeof path, "%s/%s", dir, name) >= (int)sizeof path)
+        return bw_fail(err, BW_INVALID_ARGUMENT, "--keep-intermediate: path of more than %zu characters", sizeof path);
+    bw_slice slice = {bytes, size};
+    return bw_file_write_atomic(path, &slice, 1, err);
+}
+
+static bw_status keep_graph(const char *dir, const char *stem, const bw_graph *g, bw_error *err)
+{
+    char *text = NULL, name[64];
+    void *blob = NULL;
+    size_t size = 0;
+    if (!dir)
+        return BW_OK;
+    bw_status s = bw_graph_write(g, &text, &blob, &size, err);
+    if (s)
+        return s;
+    snprintf(name, sizeof name, "%s.json", stem);
+    s = keep_file(dir, name, text, strlen(text), err);
+    snprintf(name, sizeof name, "%s.bin", stem);
+    if (!s)
+        s = keep_file(dir, name, blob, size, err);
+    free(text);
+    free(blob);
+    return s;
+}
+
+static bw_status keep_stages(const char *dir, const bw_compiled *c, bw_error *err)
+{
+    bw_status s = BW_OK;
+    for (int i = 0; dir && i < c->stage_count && !s; i++) {
+        const bw_stage *st = &c->stages[i];
+        char name[64];
+        snprintf(name, sizeof name, "3-stage%d", i);
+        if (!st->device) {
+            s = keep_graph(dir, name, st->graph, err);
+            continue;
+        }
+        snprintf(name, sizeof name, "3-stage%d-program.bin", i);
+        s = keep_file(dir, name, st->program, st->program_size, err);
+        snprintf(name, sizeof name, "3-stage%d-constants.bin", i);
+        if (!s)
+            s = keep_file(dir, name, st->constants, st->constants_size, err);
+    }
+    return s;
+}
+
+/* --- the command ------------------------------------------------------------------------------------------------ */
+
+struct job {
+    struct arguments a;
+    bw_graph *g;
+    bw_import_info info;
+    bw_compiled compiled;
+    bw_dataset *data;
+    bw_preprocess preprocess;
+    json_t *preprocess_json, *labels, *quality;
+};
+
+static bw_status interrupted(bw_error *err)
+{
+    return bw_cli_interrupted() ? bw_fail(err, BW_CANCELLED, "interrupted: nothing was written") : BW_OK;
+}
+
+static bw_status load(struct job *j, bw_error *err)
+{
+    bw_status s = BW_OK;
+    if (j->a.labels && (s = read_labels(j->a.labels, &j->labels, err)))
+        return s;
+    if (j->a.preprocess && (s = read_preprocess(j->a.preprocess, &j->preprocess, &j->preprocess_json, err)))
+        return s;
+    if ((s = bw_onnx_import(j->a.model, j->a.bindings, j->a.binding_count, &j->g, &j->info, err)) ||
+        (s = keep_graph(j->a.keep, "1-imported", j->g, err)) || (s = bw_passes_run(j->g, err)) ||
+        (s = keep_graph(j->a.keep, "2-passes", j->g, err)))
+        return s;
+    if (j->preprocess_json) {
+        const bw_value *in = &j->g->values[j->g->inputs[0]];
+        if ((s = bw_preprocess_check(&j->preprocess, in->name, in->rank, in->dims, err)))
+            return s;
+    }
+    return interrupted(err);
+}
+
+static bw_status calibrate(struct job *j, bw_error *err)
+{
+    const bw_value *in = &j->g->values[j->g->inputs[0]];
+    bw_status s = bw_dataset_open(j->a.calib, j->preprocess_json ? &j->preprocess : NULL, in->name, in->rank, in->dims,
+                                  &j->data, err);
+    if (s)
+        return s;
+    bw_calibration o = {j->data, base_name(j->a.calib), j->a.calib_count, j->a.quiet};
+    if (j->a.recipe.bias_correction) {
+        int corrected = 0;
+        s = bw_correct_biases(j->g, &j->a.recipe.core, &o, &corrected, err);
+        if (s)
+            return s;
+        bw_compiled_free(&j->compiled);
+        if ((s = bw_compile(j->g, &j->a.recipe.core, &j->compiled, err)))
+            return s;
+    }
+    s = bw_calibrate(j->g, &j->compiled, &o, &j->quality, err);
+    if (!s && j->a.recipe.bias_correction)
+        json_object_set_new(j->quality, "bias_correction", json_true());
+    return s;
+}
+
+static void print_summary(const struct job *j)
+{
+    const bw_recipe *r = &j->a.recipe.core;
+    uint64_t constants = 0, act = 0;
+    int device = 0, instructions = 0;
+    for (int i = 0; i < j->compiled.stage_count; i++) {
+        bw_program p;
+        const bw_stage *s = &j->compiled.stages[i];
+        if (!s->device || bw_program_parse(s->program, s->program_size, &p, NULL))
+            continue;
+        device++;
+        instructions += (int)p.header->instruction_count;
+        constants += p.header->const_bytes;
+        act = p.header->act_bytes > act ? p.header->act_bytes : act;
+    }
+    char a[32], b[32];
+    printf("%s: %s weights, %s activations, block %u, %s vectors\n", j->a.output, bw_format_get(r->weights)->name,
+           bw_format_get(r->activations)->name, r->block, bw_format_get(r->vector)->name);
+    printf("stages: %d on the accelerator (%d instructions), %d on the CPU; weights %s, activations %s\n", device,
+           instructions, j->compiled.stage_count - device, bw_cli_bytes(constants, a), bw_cli_bytes(act, b));
+    if (!j->quality)
+        return;
+    json_t *o, *outputs = json_object_get(j->quality, "outputs");
+    size_t i;
+    json_array_foreach(outputs, i, o)
+    {
+        const json_t *db = json_object_get(o, "sqnr_db"), *top = json_object_get(o, "top1_agreement");
+        printf("output %s: ", json_string_value(json_object_get(o, "name")));
+        if (json_is_number(db))
+            printf("SQNR %.1f dB", json_number_value(db));
+        else
+            printf("no error");
+        if (top)
+            printf(", top-1 agreement with fp32 %.1f %%", 100 * json_number_value(top));
+        printf(" on %lld samples\n", (long long)json_integer_value(json_object_get(j->quality, "samples")));
+    }
+    const json_t *acc = json_object_get(j->quality, "accuracy");
+    if (acc)
+        printf("top-1 accuracy: fp32 %.1f %%, quantized %.1f %%\n",
+               100 * json_number_value(json_object_get(acc, "float_top1")),
+               100 * json_number_value(json_object_get(acc, "quantized_top1")));
+}
+
+static bw_status run(struct job *j, bw_error *err)
+{
+    if (j->a.keep && mkdir(j->a.keep, 0777) && errno != EEXIST)
+        return bw_fail(err, BW_IO, "--keep-intermediate: cannot make '%s': %s", j->a.keep, strerror(errno));
+    bw_status s = load(j, err);
+    if (s || (s = bw_compile(j->g, &j->a.recipe.core, &j->compiled, err)))
+        return s;
+    if ((s = interrupted(err)) || (j->a.calib && (s = calibrate(j, err))))
+        return s;
+    if ((s = keep_stages(j->a.keep, &j->compiled, err)))
+        return s;
+    char name[129];
+    default_name(j->a.model, name);
+    bw_manifest_source m = {.g = j->g,
+                            .compiled = &j->compiled,
+                            .recipe = &j->a.recipe,
+                            .name = j->a.name ? j->a.name : name,
+                            .version = j->a.version,
+                            .source_file = base_name(j->a.model),
+                            .info = &j->info,
+                            .preprocess = j->preprocess_json,
+                            .labels = j->labels,
+                            .quality = j->quality};
+    if ((s = interrupted(err)))
+        return s;
+    return bw_package_from_compiled(&m, j->a.output, err);
+}
+
+int main(int argc, char **argv)
+{
+    struct job j;
+    memset(&j, 0, sizeof j);
+    int code = parse_arguments(argc, argv, &j.a);
+    if (code >= 0)
+        return code;
+    bw_cli_catch_interrupts();
+    bw_error err;
+    code = BW_EXIT_OK;
+    if (run(&j, &err))
+        code = bw_cli_fail(COMMAND, &err);
+    else if (!j.a.quiet)
+        print_summary(&j);
+    bw_dataset_close(j.data);
+    bw_compiled_free(&j.compiled);
+    bw_graph_free(j.g);
+    json_decref(j.preprocess_json);
+    json_decref(j.labels);
+    json_decref(j.quality);
+    return code;
+}

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Recipes: defaults, JSON, checks. */
+#include "quantize/recipe.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "hal/base.h"
+
+#define RECIPE_BYTES_MAX (1u << 20)
+
+bw_quantize_recipe bw_recipe_default(void)
+{
+    return (bw_quantize_recipe){
+        .core = {.weights = BW_FORMAT_MSFP16, .activations = BW_FORMAT_MSFP16, .vector = BW_FORMAT_FP16}};
+}
+
+static int is_block(const bw_format_traits *t)
+{
+    return t->kind == BW_KIND_INT || t->kind == BW_KIND_TABLE;
+}
+
+bw_status bw_recipe_format(const char *what, const char *name, int vector, bw_format *format, bw_error *err)
+{
+    const bw_format_traits *t = bw_format_find(name);
+    if (t && (vector ? t->kind == BW_KIND_VECTOR : is_block(t))) {
+        *format = t->format;
+        return BW_OK;
+    }
+    char names[256] = "";
+    for (int f = 0; f < BW_FORMAT_LIMIT; f++) {
+        t = bw_format_get((bw_format)f);
+        if (t && (vector ? t->kind == BW_KIND_VECTOR : is_block(t)) &&
+            strlen(names) + strlen(t->name) + 2 < sizeof names) {
+            strcat(names, " ");
+            strcat(names, t->name);
+        }
+    }
+    return bw_fail(err, BW_INVALID_ARGUMENT, "%s: no format '%s', choose one of%s", what, name, names);
+}
+
+static bw_status bad_type(const char *key, const char *expected, bw_error *err)
+{
+    return bw_fail(err, BW_INVALID_ARGUMENT, "recipe: \"%s\" must be %s", key, expected);
+}
+
+static bw_status read_key(const char *key, const json_t *v, bw_quantize_recipe *r, bw_error *err)
+{
+    const char *text = json_string_value(v);
+    if (!strcmp(key, "weights") || !strcmp(key, "activations") || !strcmp(key, "vector") || !strcmp(key, "format")) {
+        if (!text)
+            return bad_type(key, "the name of a format", err);
+        if (!strcmp(key, "vector"))
+            return bw_recipe_format("recipe \"vector\"", text, 1, &r->core.vector, err);
+        bw_format f = BW_FORMAT_NONE;
+        bw_status s = bw_recipe_format("recipe", text, 0, &f, err);
+        if (!s && strcmp(key, "activations") != 0)
+            r->core.weights = f;
+        if (!s && strcmp(key, "weights") != 0)
+            r->core.activations = f;
+        return s;
+    }
+    if (!strcmp(key, "block")) {
+        if (!json_is_integer(v) || json_integer_value(v) < 1 || json_integer_value(v) > 128)
+            return bad_type(key, "16, 32, 64 or 128", err);
+        r->core.block = (uint16_t)json_integer_value(v);
+        return BW_OK;
+    }
+    if (!strcmp(key, "first_last")) {
+        if (!text || (strcmp(text, "float") != 0 && strcmp(text, "narrow") != 0))
+            return bad_type(key, "\"float\" or \"narrow\"", err);
+        r->core.first_last_float = !strcmp(text, "float");
+        return BW_OK;
+    }
+    if (!strcmp(key, "bias_correction")) {
+        if (!json_is_boolean(v))
+            return bad_type(key, "true or false", err);
+        r->bias_correction = json_is_true(v);
+        return BW_OK;
+    }
+    return bw_fail(err, BW_INVALID_ARGUMENT,
+                   "recipe: unknown key \"%.64s\", known are format, weights, activations, vector, block, first_last, "
+                   "bias_correction",
+                   key);
+}
+
+bw_status bw_recipe_from_json(const json_t *json, bw_quantize_recipe *r, bw_error *err)
+{
+    if (!json_is_object(json))
+        return bw_fail(err, BW_INVALID_ARGUMENT, "recipe: must be a JSON object");
+    const char *key;
+    json_t *v;
+    /* "format" first, so that "weights" and "activations" refine it whatever the order in the file. */
+    bw_status s = BW_OK;
+    if ((v = json_object_get(json, "format")))
+        s = read_key("format", v, r, err);
+    json_object_foreach((json_t *)(uintptr_t)json, key, v)
+    {
+        if (!s && strcmp(key, "format") != 0)
+            s = read_key(key, v, r, err);
+    }
+    return s;
+}
+
+bw_status bw_recipe_read(const char *path, bw_quantize_recipe *r, bw_error *err)
+{
+    void *bytes;
+    size_t size;
+    bw_status s = bw_file_read(path, RECIPE_BYTES_MAX, &bytes, &size, err);
+    if (s)
+        return s;
+    json_error_t why;
+    json_t *json = json_loadb(bytes, size, JSON_REJECT_DUPLICATES, &why);
+    free(bytes);
+    if (!json)
+        return bw_fail(err, BW_CORRUPT, "%s: line %d, column %d: %s: a recipe is a JSON object", path, why.line,
+                       why.column, why.text);
+    s = bw_recipe_from_json(json, r, err);
+    json_decref(json);
+    return s ? bw_fail_context(err, s, "%s", path) : BW_OK;
+}
+
+bw_status bw_recipe_settle(bw_quantize_recipe *r, bw_error *err)
+{
+    const bw_format_traits *w = bw_format_get(r->core.weights), *a = bw_format_get(r->core.activations);
+    if (!w || !a || !is_block(w) || !is_block(a))
+        return bw_fail(err, BW_INVALID_ARGUMENT, "recipe: weights and activations must be block formats");
+    if (!r->core.block)
+        r->core.block = w->block > a->block ? w->block : a->block;
+    const bw_format_traits *both[2] = {w, a};
+    for (int i = 0; i < 2; i++)
+        if (!bw_format_block_ok(both[i], r->core.block))
+            return bw_fail(err, BW_INVALID_ARGUMENT, "%s %s have no block of %u: choose %s", both[i]->name,
+                           i ? "activations" : "weights", r->core.block,
+                           both[i]->block == 16 ? "16, 32, 64 or 128" : "32");
+    return BW_OK;
+}
+
+json_t *bw_recipe_to_json(const bw_quantize_recipe *r)
+{
+    return json_pack("{s:s, s:s, s:s, s:i, s:s, s:b}", "weights", bw_format_get(r->core.weights)->name, "activations",
+                     bw_format_get(r->core.activations)->name, "vector", bw_format_get(r->core.vector)->name, "block",
+                     (int)r->core.block, "first_last", r->core.first_last_float ? "float" : "narrow", "bias_correction",
+                     r->bias_correction);
+}
