@@ -60,6 +60,17 @@ static int64_t source_channel(const bw_ir_op *op, const bw_ir_value *in, int64_t
     return r < w->group_channels ? r : -1;
 }
 
+static bw_status check_bias(const bw_weights *w, float v, int64_t n, bw_error *err)
+{
+    bw_status s = check_finite(w, v, "the bias", n, err);
+    if (!s && fabsf(v) > 0x1p126f)
+        s = bw_fail(
+            err, BW_OUT_OF_RANGE,
+            "the bias of '%s', output channel %lld, is %g, more than the device adds (2^126): scale the layer down",
+            w->name, (long long)n, (double)v);
+    return s;
+}
+
 struct reduction {                  /* of one CONV */
     int64_t taps_y, taps_x, blocks; /* blocks at each tap */
     int64_t block;
@@ -153,7 +164,7 @@ bw_status bw_pack_conv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_in
         }
         for (size_t r = 0; op->bias && r < rows && !s; r++) {
             float v = op->bias[first + (int64_t)r];
-            if (!(s = check_finite(w, v, "the bias", first + (int64_t)r, err)))
+            if (!(s = check_bias(w, v, first + (int64_t)r, err)))
                 ((float *)(void *)(blob->bytes + ins->bias))[tile * TILE + r] = device_bias(v);
         }
     }
@@ -193,7 +204,7 @@ bw_status bw_pack_dwconv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_
             to[tap * padded + c] = bw_encode_vector(t, v);
         }
     for (size_t c = 0; op->bias && c < channels; c++) {
-        if ((s = check_finite(w, op->bias[c], "the bias", (int64_t)c, err)))
+        if ((s = check_bias(w, op->bias[c], (int64_t)c, err)))
             return s;
         ((float *)(void *)(blob->bytes + ins->bias))[c] = device_bias(op->bias[c]);
     }
