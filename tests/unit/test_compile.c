@@ -140,7 +140,7 @@ static int compare(const bw_recipe *recipe, int most, double tolerance, bw_compi
     if (bw_runner_create(g, &c, &r, &err) || bw_executor_create(g, &ex, &err))
         fail_msg("create: %s", err.message);
     enum { BATCH = 2 };
-    bw_array in[4] = {{0}}, want[4] = {{0}}, got[4] = {{0}};
+    bw_array in[4] = {{0}}, want[8] = {{0}}, got[8] = {{0}};
     for (int i = 0; i < g->input_count; i++) {
         int64_t dims[BW_RANK_MAX];
         memcpy(dims, g->values[g->inputs[i]].dims, sizeof dims);
@@ -346,22 +346,18 @@ static void pools(void **state)
     int e = conv(pool("MaxPool", y, 2, 2, 0), 16, 20, 3, 1, 1, 1, 0); /* pooled in the block format */
     int f = unary("GlobalMaxPool", y);
     int outs[6] = {a, b, c, d, e, f};
-    finish(1, &x, 4, outs);
-    check_exact(15);
+    finish(1, &x, 6, outs);
+    check_exact(2);
 
     begin();
-    x = input("x", 16, 8, 8);
-    y = unary("GlobalAveragePool", conv(x, 24, 16, 1, 0, 1, 1, 1));
+    x = input("x", 24, 8, 8);
+    y = unary("GlobalAveragePool", conv(x, 24, 24, 1, 0, 1, 24, 0));
     int flat = unary("Flatten", y);
     int z = node("Gemm", 2, (int[]){flat, constant(1, 2, (int64_t[]){10, 24})});
     assert_int_equal(bw_node_set_int(last(), "transB", 1), BW_OK);
     int both[3] = {y, flat, z};
     finish(1, &x, 3, both);
-    bw_compiled compiled;
-    assert_int_equal(compare(&exact, 7, 0.02, &compiled), 1);
-    assert_int_equal(compiled.stage_count, 1);
-    bw_compiled_free(&compiled);
-    bw_graph_free(g);
+    check_exact(1); /* sixty-fourths up to 1 */
 }
 
 static void fully_connected(void **state)
