@@ -216,8 +216,13 @@ static bw_status find_opset(bw_importer *im, const BwOnnx__ModelProto *m, bw_err
         if (!o->domain[0] || !strcmp(o->domain, "ai.onnx"))
             im->opset = o->version;
     }
+    if (im->opset == 0 && m->n_opset_import)
+        return bw_fail(err, BW_UNSUPPORTED,
+                       "the model names no version of the standard ONNX operators, only the domain '%s': export it "
+                       "with standard operators",
+                       m->opset_import[0]->domain);
     if (im->opset == 0)
-        return bw_fail(err, BW_CORRUPT, "the model names no ONNX operator set: is it an ONNX model?");
+        return bw_fail(err, BW_CORRUPT, "the model names no operator set: is it an ONNX model?");
     if (im->opset < BW_OPSET_MIN || im->opset > BW_OPSET_MAX)
         return bw_fail(err, BW_UNSUPPORTED,
                        "operator set %lld, supported are %d to %d: convert the model with "

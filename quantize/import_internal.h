@@ -98,6 +98,9 @@ bw_status bw_normalise_graph(bw_importer *im, bw_error *err);
 /* Reshapes to computed shapes that start with the batch: the shape as an attribute. How many were settled; -1 on
  * failure. Needs sorted nodes and what shapes are known so far. */
 int bw_normalise_views(bw_importer *im, bw_error *err);
+/* Marks (1 per value) the values whose first axis is the batch of unknown size: that of the inputs, no multiple of it.
+ */
+void bw_normalise_find_batch(const bw_graph *g, unsigned char *batched);
 /* If every input has a first dimension of 1 and the network treats samples independently, makes it the batch. Leaves
  * the graph as it was when it cannot. */
 bw_status bw_normalise_batch(bw_graph *g, bw_error *err);

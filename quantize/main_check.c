@@ -103,6 +103,16 @@ static int parse_options(int argc, char **argv, options *o)
 
 /* --- text ------------------------------------------------------------------------------------------------------- */
 
+/* A name from the model, without control characters: it must not break a line or talk to the terminal. */
+static const char *clean(const char *name, char buf[256])
+{
+    size_t i = 0;
+    for (; name[i] && i < 255; i++)
+        buf[i] = (unsigned char)name[i] < 0x20 || name[i] == 0x7f ? '?' : name[i];
+    buf[i] = 0;
+    return buf;
+}
+
 static const char *shape_text(const bw_value *v, char buf[160])
 {
     size_t at = 0;
@@ -132,20 +142,21 @@ static const char *count_text(uint64_t n, char buf[32])
 
 static void print_values(const bw_graph *g, const char *label, const int *ids, int count)
 {
-    char shape[160];
+    char shape[160], name[256];
     for (int i = 0; i < count; i++)
-        printf("%-12s%s  %s %s\n", i ? "" : label, g->values[ids[i]].name, bw_dtype_name(g->values[ids[i]].dtype),
-               shape_text(&g->values[ids[i]], shape));
+        printf("%-12s%s  %s %s\n", i ? "" : label, clean(g->values[ids[i]].name, name),
+               bw_dtype_name(g->values[ids[i]].dtype), shape_text(&g->values[ids[i]], shape));
 }
 
 static void print_layers(const bw_graph *g)
 {
-    char shape[160], macs[32];
+    char shape[160], macs[32], name[256];
     printf("\n%-12s %-20s %-22s %9s  %s\n", "where", "operator", "output", "MACs", "node");
     for (int i = 0; i < g->node_count; i++) {
         const bw_node *n = &g->nodes[i];
         printf("%-12s %-20s %-22s %9s  %s\n", bw_survey_on_device(g, i) ? "accelerator" : "CPU", n->op,
-               shape_text(&g->values[n->outputs[0]], shape), count_text(bw_survey_macs(g, i), macs), n->name);
+               shape_text(&g->values[n->outputs[0]], shape), count_text(bw_survey_macs(g, i), macs),
+               clean(n->name, name));
     }
 }
 
@@ -163,12 +174,12 @@ static const bw_format_traits *weight_format(int index)
 
 static void print_text(const report *r)
 {
-    char a[32], b[32];
+    char a[32], b[32], producer[256];
     const bw_graph *g = r->g;
     const bw_survey *s = &r->survey;
     const char *base = strrchr(r->o->path, '/');
     printf("%-12s%s (opset %" PRId64 "%s%s)\n", "model", base ? base + 1 : r->o->path, r->info.opset,
-           r->info.producer[0] ? ", " : "", r->info.producer);
+           r->info.producer[0] ? ", " : "", clean(r->info.producer, producer));
     print_values(g, "inputs", g->inputs, g->input_count);
     print_values(g, "outputs", g->outputs, g->output_count);
     printf("%-12s%" PRIu64 " (%s in fp32)\n", "parameters", s->parameters, bw_cli_bytes(s->parameters * 4, a));

@@ -44,7 +44,7 @@ static const char *const axes_list[] = {"ReduceL1",  "ReduceL2",        "ReduceL
                                         "ReduceSum", "ReduceSumSquare", "Squeeze",      NULL};
 
 typedef struct batch_walk {
-    bw_graph *g;
+    const bw_graph *g;
     unsigned char *batched; /* per value: axis 0 is the batch */
 } batch_walk;
 
@@ -117,10 +117,27 @@ static int scales_are_safe(const bw_node *n, int rank)
            !bw_node_attr(n, "sizes");
 }
 
+/* Of a Reshape: as many samples, and as many elements in each, before and after. */
+static int keeps_samples(const bw_value *x, const bw_value *y)
+{
+    int64_t before = 1, after = 1;
+    if (x->rank < 1 || y->rank < 1 || x->dims[0] != y->dims[0])
+        return 0;
+    for (int i = 1; i < x->rank; i++)
+        if (x->dims[i] < 1 || __builtin_mul_overflow(before, x->dims[i], &before))
+            return 0;
+    for (int i = 1; i < y->rank; i++)
+        if (y->dims[i] < 1 || __builtin_mul_overflow(after, y->dims[i], &after))
+            return 0;
+    return before == after;
+}
+
 static int node_is_safe(const batch_walk *w, const bw_node *n)
 {
-    const bw_value *x = &w->g->values[n->inputs[0]];
     int64_t list[BW_RANK_MAX];
+    if (n->inputs[0] < 0 || !n->output_count || n->outputs[0] < 0)
+        return 0;
+    const bw_value *x = &w->g->values[n->inputs[0]];
     if (is_one_of(n->op, elementwise))
         return operands_are_safe(w, n);
     if (!strcmp(n->op, "Concat"))
@@ -160,48 +177,73 @@ static int node_is_safe(const batch_walk *w, const bw_node *n)
         return bw_node_int(n, "axis", 1) == 1;
     if (!strcmp(n->op, "Transpose"))
         return bw_node_ints(n, "perm", list, BW_RANK_MAX) == (size_t)x->rank && list[0] == 0;
-    if (!strcmp(n->op, "Reshape")) /* per sample, as both sides have one sample now */
-        return n->input_count == 1 && w->g->values[n->outputs[0]].rank >= 1 &&
-               bw_node_ints(n, "shape", list, BW_RANK_MAX) == (size_t)w->g->values[n->outputs[0]].rank;
+    if (!strcmp(n->op, "Reshape"))
+        return keeps_samples(x, &w->g->values[n->outputs[0]]);
     return 0;
 }
 
-/* 1 if the whole network treats its samples independently; fills w->batched. */
-static int walk(batch_walk *w)
+static int reads_batch(const batch_walk *w, const bw_node *n)
+{
+    for (int k = 0; k < n->input_count; k++)
+        if (is_batched(w, n->inputs[k]))
+            return 1;
+    return 0;
+}
+
+/* Marks the values whose axis 0, `size` long (1 or -1), is the batch. 0 if some node mixes samples, or may. */
+static int walk(batch_walk *w, int64_t size)
 {
     const bw_graph *g = w->g;
+    int pure = 1;
     for (int i = 0; i < g->input_count; i++) {
         const bw_value *v = &g->values[g->inputs[i]];
-        if (v->rank < 1 || v->dims[0] != 1)
-            return 0;
-        w->batched[g->inputs[i]] = 1;
+        w->batched[g->inputs[i]] = v->rank > 0 && v->dims[0] == size;
+        pure &= w->batched[g->inputs[i]];
     }
     for (int i = 0; i < g->node_count; i++) {
         const bw_node *n = &g->nodes[i];
-        int any = 0;
-        for (int k = 0; k < n->input_count; k++)
-            any |= is_batched(w, n->inputs[k]);
-        if (!any)
+        if (!reads_batch(w, n))
             continue;
-        if (n->inputs[0] < 0 || !n->output_count || n->outputs[0] < 0 || !node_is_safe(w, n))
-            return 0;
+        int safe = node_is_safe(w, n);
         for (int k = 0; k < n->output_count; k++) {
-            const bw_value *v = &g->values[n->outputs[k]];
-            if (v->rank < 1 || v->dims[0] != 1)
-                return 0;
-            w->batched[n->outputs[k]] = 1;
+            const bw_value *v = n->outputs[k] < 0 ? NULL : &g->values[n->outputs[k]];
+            if (v)
+                w->batched[n->outputs[k]] = safe && v->rank > 0 && v->dims[0] == size;
+            pure &= v && w->batched[n->outputs[k]];
         }
     }
+    return pure;
+}
+
+void bw_normalise_find_batch(const bw_graph *g, unsigned char *batched)
+{
+    batch_walk w = {.g = g, .batched = batched};
+    walk(&w, -1);
+}
+
+/* 1 if the whole network treats its samples independently, one at a time now, and can be told to take more. */
+static int can_take_batches(batch_walk *w)
+{
+    const bw_graph *g = w->g;
+    if (!g->input_count || !walk(w, 1))
+        return 0;
     for (int i = 0; i < g->output_count; i++)
         if (!w->batched[g->outputs[i]])
             return 0;
-    return g->input_count > 0;
+    for (int i = 0; i < g->node_count; i++) {
+        const bw_node *n = &g->nodes[i];
+        int64_t list[BW_RANK_MAX];
+        if (!strcmp(n->op, "Reshape") && w->batched[n->outputs[0]] &&
+            (n->input_count != 1 ||
+             bw_node_ints(n, "shape", list, BW_RANK_MAX) != (size_t)g->values[n->outputs[0]].rank))
+            return 0;
+    }
+    return 1;
 }
 
 /* The first dimension of every batched value and of every batched Reshape's shape. */
-static bw_status set_batch(const batch_walk *w, int64_t batch, bw_error *err)
+static bw_status set_batch(bw_graph *g, const batch_walk *w, int64_t batch, bw_error *err)
 {
-    bw_graph *g = w->g;
     for (int i = 0; i < g->value_count; i++)
         if (w->batched[i])
             g->values[i].dims[0] = batch;
@@ -242,15 +284,15 @@ bw_status bw_normalise_batch(bw_graph *g, bw_error *err)
     bw_status st = BW_OK;
     if (!w.batched || !before || !ranks) {
         st = bw_fail(err, BW_NO_MEMORY, "no memory for %d values", g->value_count);
-    } else if (walk(&w)) {
+    } else if (can_take_batches(&w)) {
         for (int i = 0; i < g->value_count; i++) {
             memcpy(before[i], g->values[i].dims, sizeof before[i]);
             ranks[i] = g->values[i].rank;
         }
-        st = set_batch(&w, -1, err);
+        st = set_batch(g, &w, -1, err);
         if (!st &&
             (bw_graph_infer_shapes(g, NULL) || !shapes_agree(&w, (const int64_t(*)[BW_RANK_MAX])before, ranks))) {
-            st = set_batch(&w, 1, err);
+            st = set_batch(g, &w, 1, err);
             if (!st)
                 st = bw_graph_infer_shapes(g, err);
         }

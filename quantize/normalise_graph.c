@@ -388,6 +388,13 @@ static bw_status infer(bw_importer *im, bw_error *err)
     for (int round = 0; round < 256 && !st; round++) {
         bw_error found = {0};
         st = bw_graph_infer_shapes(im->g, &found);
+        /* Also after a failure, up to which shapes are known: it may be for want of what is settled here. */
+        for (int i = 0; i < im->g->node_count; i++) {
+            bw_node *n = &im->g->nodes[i];
+            bw_status bad = n->input_count && n->inputs[0] >= 0 ? absorb_parameters(im, n, err) : BW_OK;
+            if (bad)
+                return bad;
+        }
         int settled = bw_normalise_views(im, &found);
         if (settled > 0)
             st = bw_graph_sort(im->g, err);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Reshapes to computed shapes. Exporters write x.view(x.size(0), -1) as Shape, Gather, Concat and Reshape; with a batch
- * of unknown size that does not fold. But the batch is the only unknown size there is, so an entry that comes from the
- * first place of a Shape is the batch, and the rest of the target follows from the rest of the input. */
+ * of unknown size that does not fold. But an entry that comes from the first place of the Shape of a tensor whose first
+ * axis is the batch is the batch, and the rest of the target follows from the rest of the input. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "quantize/import_internal.h"
@@ -16,7 +17,8 @@ typedef struct entry {
 
 typedef struct trace {
     const bw_graph *g;
-    int visits; /* bounds the work on graphs that share values */
+    const unsigned char *batched; /* per value: its first axis is the batch */
+    int visits;                   /* bounds the work on graphs that share values */
 } trace;
 
 static int trace_value(trace *t, int value, entry *out, int *count);
@@ -38,7 +40,7 @@ static int trace_shape(const trace *t, const bw_node *n, entry *out, int *count)
     if (x->rank < 0 || bw_node_attr(n, "start") || bw_node_attr(n, "end"))
         return 0;
     for (int i = 0; i < x->rank; i++) {
-        if (x->dims[i] < 0 && i > 0)
+        if (x->dims[i] < 0 && (i > 0 || !t->batched[n->inputs[0]]))
             return 0;
         out[i] = x->dims[i] < 0 ? (entry){ENTRY_BATCH, -1} : (entry){ENTRY_KNOWN, x->dims[i]};
     }
@@ -174,23 +176,31 @@ int bw_normalise_views(bw_importer *im, bw_error *err)
 {
     bw_graph *g = im->g;
     int settled = 0;
+    unsigned char *batched = calloc((size_t)g->value_count + 1, 1);
+    if (!batched) {
+        bw_fail(err, BW_NO_MEMORY, "no memory for %d values", g->value_count);
+        return -1;
+    }
+    bw_normalise_find_batch(g, batched);
     for (int i = 0; i < g->node_count; i++) {
         bw_node *n = &g->nodes[i];
         entry target[ENTRIES_MAX];
         int64_t shape[BW_RANK_MAX];
         int count;
-        trace t = {.g = g};
+        trace t = {.g = g, .batched = batched};
         if (strcmp(n->op, "Reshape") || bw_node_input(n, 1) < 0 || bw_node_constant(g, n, 1) ||
-            bw_node_int(n, "allowzero", 0) || bw_node_attr(n, "shape"))
+            bw_node_int(n, "allowzero", 0) || bw_node_attr(n, "shape") || n->inputs[0] < 0 || !batched[n->inputs[0]])
             continue;
         if (!trace_value(&t, n->inputs[1], target, &count) || !view_of(&g->values[n->inputs[0]], target, count, shape))
             continue;
         if (bw_node_set_ints(n, "shape", shape, (size_t)count)) {
             bw_fail(err, BW_NO_MEMORY, "no memory for node '%s'", n->name);
-            return -1;
+            settled = -1;
+            break;
         }
         bw_node_trim_inputs(n, 1);
         settled++;
     }
+    free(batched);
     return settled;
 }

@@ -68,6 +68,7 @@ void bw_ob_begin(bw_onnx_builder *b, int64_t opset)
     memset(b, 0, sizeof *b);
     b->opset = opset;
     b->ir_version = 8;
+    b->domain = "";
     bw_ob_field_text(&b->graph, 2, "test");
 }
 
@@ -247,7 +248,7 @@ void bw_ob_end(bw_onnx_builder *b)
     close_node(b);
     bw_ob_field_int(&b->model, 1, (uint64_t)b->ir_version);
     bw_ob_field_text(&b->model, 2, "onnx_builder");
-    bw_ob_field_text(&opset, 1, "");
+    bw_ob_field_text(&opset, 1, b->domain);
     bw_ob_field_int(&opset, 2, (uint64_t)b->opset);
     bw_ob_field_bytes(&b->model, 8, opset.bytes, opset.size);
     bw_ob_field_bytes(&b->model, 7, b->graph.bytes, b->graph.size);

@@ -28,6 +28,7 @@ typedef struct bw_onnx_builder {
     int in_node;
     int64_t opset;
     int64_t ir_version;
+    const char *domain; /* of the operator set; "" */
 } bw_onnx_builder;
 
 void bw_ob_begin(bw_onnx_builder *b, int64_t opset);

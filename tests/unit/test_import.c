@@ -275,6 +275,13 @@ static void test_unsupported_operators(void **state)
     bw_ob_output(&b, "y");
     REFUSE(&b, BW_UNSUPPORTED, "'q'", "already quantized");
 
+    bw_ob_begin(&b, 3);
+    b.domain = "com.example.only";
+    bw_ob_input(&b, "x", 1, 2, DIMS(-1, 4));
+    bw_ob_node(&b, "Relu", "r", "x", "y");
+    bw_ob_output(&b, "y");
+    REFUSE(&b, BW_UNSUPPORTED, "com.example.only");
+
     for (int64_t opset = 6; opset <= 22; opset += 16) {
         bw_ob_begin(&b, opset);
         bw_ob_input(&b, "x", 1, 2, DIMS(-1, 4));

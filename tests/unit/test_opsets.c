@@ -427,6 +427,59 @@ static void test_shape_arithmetic_folds(void **state)
     bw_graph_free(g);
 }
 
+/* As torch writes a channel shuffle, with sizes taken from the tensor, behind a Squeeze with an input. */
+static void test_views_with_a_batch(void **state)
+{
+    (void)state;
+    bw_onnx_builder b;
+    begin(&b, 13);
+    bw_ob_ints(&b, "zero", 1, DIMS(0));
+    bw_ob_ints(&b, "one", 1, DIMS(1));
+    bw_ob_ints(&b, "two", 1, DIMS(2));
+    bw_ob_ints(&b, "rest", 3, DIMS(2, 6, -1));
+    bw_ob_node(&b, "Unsqueeze", "u", "x,one", "a");
+    bw_ob_node(&b, "Squeeze", "q", "a,one", "c");
+    bw_ob_node(&b, "Shape", "shape", "c", "s");
+    bw_ob_node(&b, "Slice", "batch", "s,zero,one", "n");
+    bw_ob_node(&b, "Concat", "target", "n,two,rest", "t");
+    bw_ob_attr_int(&b, "axis", 0);
+    bw_ob_node(&b, "Reshape", "split", "c,t", "v");
+    bw_ob_node(&b, "Transpose", "swap", "v", "w");
+    bw_ob_attr_ints(&b, "perm", 5, DIMS(0, 2, 1, 3, 4));
+    bw_ob_node(&b, "Reshape", "join", "w,s", "y");
+    bw_graph *g = finish(&b);
+    assert_int_equal(g->node_count, 5);
+    const bw_value *y = &g->values[g->outputs[0]];
+    assert_true(y->dims[0] == -1 && y->dims[1] == 4 && y->dims[2] == 6 && y->dims[3] == 6);
+    for (int i = 0; i < g->node_count; i++)
+        assert_int_equal(g->nodes[i].input_count, 1);
+    bw_graph_free(g);
+}
+
+/* The first size of a tensor that is a multiple of the batch is not the batch. */
+static void test_views_of_merged_samples(void **state)
+{
+    (void)state;
+    bw_onnx_builder b;
+    begin(&b, 13);
+    bw_ob_ints(&b, "flat", 2, DIMS(-1, 36));
+    bw_ob_ints(&b, "zero", 1, DIMS(0));
+    bw_ob_ints(&b, "open", 1, DIMS(-1));
+    bw_ob_node(&b, "Reshape", "rows", "x,flat", "r");
+    bw_ob_node(&b, "Shape", "shape", "r", "s");
+    bw_ob_node(&b, "Gather", "count", "s,zero", "n");
+    bw_ob_node(&b, "Concat", "target", "n,open", "t");
+    bw_ob_attr_int(&b, "axis", 0);
+    bw_ob_node(&b, "Reshape", "view", "x,t", "y");
+    bw_graph *g = finish(&b);
+    bw_array y;
+    bw_test_run(g, 3, 1, &y);
+    assert_int_equal(y.dims[0], 12);
+    assert_int_equal(y.dims[1], 36);
+    bw_array_free(&y);
+    bw_graph_free(g);
+}
+
 static void test_cast(void **state)
 {
     (void)state;
@@ -486,6 +539,8 @@ int main(void)
         cmocka_unit_test(test_batchnorm),
         cmocka_unit_test(test_auto_pad),
         cmocka_unit_test(test_shape_arithmetic_folds),
+        cmocka_unit_test(test_views_with_a_batch),
+        cmocka_unit_test(test_views_of_merged_samples),
         cmocka_unit_test(test_cast),
         cmocka_unit_test(test_pools),
     };
