@@ -406,7 +406,7 @@ bw_status bw_executor_create(const bw_graph *g, bw_executor **out, bw_error *err
     if (!status)
         status = plan(ex, last, err);
     for (int i = 0; i < g->node_count && !status; i++)
-        status = bw_op_check_node(g, &g->nodes[i], &ex->steps[i].op, err);
+        status = bw_op_check_node(&g->nodes[i], &ex->steps[i].op, err);
     free(last);
     if (status) {
         bw_executor_destroy(ex);

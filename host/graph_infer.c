@@ -36,6 +36,7 @@ static void describe(const walk *w, int value, bw_op_info *info)
     info->partial = info->value && w->partial[value];
 }
 
+/* Whether nothing at all is known: not even that an entry is the batch. */
 static int all_unknown(const bw_array *a)
 {
     for (int64_t i = 0; i < bw_array_count(a); i++)
@@ -47,18 +48,18 @@ static int all_unknown(const bw_array *a)
 static int any_unknown(const bw_array *a)
 {
     for (int64_t i = 0; i < bw_array_count(a); i++)
-        if (((const int64_t *)a->data)[i] == BW_UNKNOWN)
+        if (bw_is_mark(((const int64_t *)a->data)[i]))
             return 1;
     return 0;
 }
 
-/* An int64 array like `info`: full of BW_UNKNOWN, or its unknown entries marked by 1 among zeros. */
+/* An int64 array like `info`: full of unknown entries, or those marked by 1 among zeros. */
 static bw_status make_int64(const bw_op_info *info, int mask, bw_array *a, bw_error *err)
 {
     bw_status status = bw_array_alloc(a, BW_I64, info->rank, info->dims, err);
     for (int64_t i = 0; !status && i < bw_array_count(a); i++) {
         int64_t v = info->value ? ((const int64_t *)info->value->data)[i] : BW_UNKNOWN;
-        ((int64_t *)a->data)[i] = mask ? v == BW_UNKNOWN : v;
+        ((int64_t *)a->data)[i] = mask ? bw_is_mark(v) : v;
     }
     return status;
 }
@@ -183,7 +184,7 @@ static bw_status evaluate(walk *w, const bw_op *op, const bw_node *n, const bw_o
     return status;
 }
 
-bw_status bw_op_check_node(const bw_graph *g, const bw_node *n, const bw_op **op, bw_error *err)
+bw_status bw_op_check_node(const bw_node *n, const bw_op **op, bw_error *err)
 {
     *op = bw_op_find(n->op);
     if (!*op)
@@ -197,19 +198,19 @@ bw_status bw_op_check_node(const bw_graph *g, const bw_node *n, const bw_op **op
     most = (*op)->max_out < NODE_INPUTS ? (*op)->max_out : NODE_INPUTS;
     if (n->output_count < 1 || n->output_count > most)
         return bw_op_fail(err, n, BW_UNSUPPORTED, "%d outputs: expected 1 to %d", n->output_count, most);
-    for (int i = 0; i < n->input_count; i++)
-        if (n->inputs[i] >= 0 && g->values[n->inputs[i]].rank < 0)
-            return bw_op_fail(err, n, BW_UNSUPPORTED, "the shape of input '%s' is unknown",
-                              g->values[n->inputs[i]].name);
     return BW_OK;
 }
 
 static bw_status walk_node(walk *w, const bw_node *n)
 {
     const bw_op *op;
-    bw_status status = bw_op_check_node(w->g, n, &op, w->err);
+    bw_status status = bw_op_check_node(n, &op, w->err);
     if (status)
         return status;
+    for (int i = 0; i < n->input_count; i++)
+        if (n->inputs[i] >= 0 && w->g->values[n->inputs[i]].rank < 0)
+            return bw_op_fail(w->err, n, BW_UNSUPPORTED, "the shape of input '%s' is unknown",
+                              w->g->values[n->inputs[i]].name);
     bw_op_info *info = calloc((size_t)n->input_count + (size_t)n->output_count, sizeof *info);
     if (!info)
         return bw_fail(w->err, BW_NO_MEMORY, "no memory for the shapes of '%s'", n->name);
@@ -252,11 +253,20 @@ static bw_status walk_begin(walk *w, bw_graph *g, size_t fold_bytes, bw_error *e
     w->partial = calloc((size_t)g->value_count + 1, 1);
     if (!w->known || !w->partial)
         return bw_fail(err, BW_NO_MEMORY, "no memory for the shapes of %d values", g->value_count);
+    for (int i = 0; i < g->input_count; i++) {
+        bw_value *v = &g->values[g->inputs[i]];
+        if (v->rank > 0 && v->dims[0] == -1)
+            v->dims[0] = BW_DIM_BATCH;
+    }
     return BW_OK;
 }
 
 static void walk_end(walk *w)
 {
+    for (int i = 0; i < w->g->value_count; i++)
+        for (int k = 0; k < w->g->values[i].rank; k++)
+            if (w->g->values[i].dims[k] < 0)
+                w->g->values[i].dims[k] = -1;
     for (int i = 0; w->known && i < w->g->value_count; i++)
         bw_array_free(&w->known[i]);
     free(w->known);
@@ -364,7 +374,7 @@ static bw_status settle_reshape(const walk *w, bw_node *n)
         if (out->dims[i] == 0)
             return BW_OK;
         unknown += out->dims[i] < 0;
-        shape[i] = out->dims[i];
+        shape[i] = out->dims[i] < 0 ? -1 : out->dims[i];
     }
     if (out->rank < 0 || unknown > 1)
         return BW_OK;

@@ -151,7 +151,7 @@ static bw_status infer_pad(bw_op_infer *c)
         return bw_op_output(c, 0, x->dtype, x->rank, dims);
     }
     for (int i = 0; found == BW_INTS_UNKNOWN && i < count; i++)
-        if (given[i] == BW_UNKNOWN) {
+        if (bw_is_mark(given[i])) {
             vague[i] = 1;
             given[i] = 0;
         }
@@ -161,10 +161,14 @@ static bw_status infer_pad(bw_op_infer *c)
         return status;
     for (int i = 0; i < x->rank; i++) {
         int64_t size = x->dims[i], begin = pads[i], end = pads[x->rank + i];
-        int unclear = size < 0;
+        int unclear = size < 0, vague_pads = 0;
         for (int k = 0; k < count; k++)
-            unclear |= vague[k] && (axes_found == BW_INTS_KNOWN || k % x->rank == i);
+            vague_pads |= vague[k] && (axes_found == BW_INTS_KNOWN || k % x->rank == i);
+        unclear |= vague_pads;
+        /* An unknown axis without padding stays what it is. */
         dims[i] = unclear ? -1 : size + begin + end;
+        if (size < 0 && !vague_pads && !begin && !end)
+            dims[i] = size;
         if (!unclear && dims[i] < 0)
             return bw_op_fail(c->err, c->node, BW_CORRUPT, "axis %d of size %lld is cropped by %lld", i,
                               (long long)size, (long long)-(begin + end));

@@ -33,8 +33,8 @@ static bw_status infer_reshape(bw_op_infer *c)
     int inferred = -1, vague = 0;
     for (int i = 0; i < rank; i++) {
         dims[i] = shape[i];
-        if (found == BW_INTS_UNKNOWN && shape[i] == BW_UNKNOWN) {
-            dims[i] = -1;
+        if (found == BW_INTS_UNKNOWN && bw_is_mark(shape[i])) {
+            dims[i] = bw_mark_to_dim(shape[i]);
             vague++;
         } else if (shape[i] == 0 && !keep_zero) {
             if (i >= x->rank)
@@ -54,22 +54,27 @@ static bw_status infer_reshape(bw_op_infer *c)
     }
     /* Dimensions copied at their own place cancel, so that an unknown batch does not hide the others. */
     int64_t have = 1, want = 1;
-    int have_unknown = 0, want_unknown = 0;
+    int have_unknown = 0, want_unknown = 0, batches = 0, have_batch = 0;
     for (int i = 0; i < x->rank || i < rank; i++) {
         int copied = i < rank && i < x->rank && shape[i] == 0 && !keep_zero;
         if (copied && x->dims[i] != 0)
             continue;
         if (i < x->rank) {
-            have_unknown |= x->dims[i] < 0;
+            have_unknown += x->dims[i] < 0;
+            batches += x->dims[i] == BW_DIM_BATCH;
+            have_batch |= x->dims[i] == BW_DIM_BATCH;
             if (x->dims[i] >= 0 && __builtin_mul_overflow(have, x->dims[i], &have))
                 return bw_op_fail(c->err, c->node, BW_OUT_OF_RANGE, "the input is too large");
         }
         if (i < rank && i != inferred) {
-            want_unknown |= dims[i] < 0;
+            want_unknown += dims[i] < 0;
+            batches -= dims[i] == BW_DIM_BATCH;
             if (dims[i] >= 0 && __builtin_mul_overflow(want, dims[i], &want))
                 return bw_op_fail(c->err, c->node, BW_OUT_OF_RANGE, "the shape is too large");
         }
     }
+    if (have_unknown == 1 && want_unknown == 1 && have_batch && batches == 0)
+        have_unknown = want_unknown = 0; /* the batch on both sides */
     if (!have_unknown && !want_unknown) {
         if (inferred >= 0 ? (want == 0 ? have != 0 : have % want != 0) : have != want) {
             char a[128], b[128];
@@ -110,7 +115,7 @@ static bw_status infer_squeeze(bw_op_infer *c)
         bw_status status = bw_op_axis(c->err, c->node, axes[i], c->in[0].rank, 0, &axis);
         if (status)
             return status;
-        if (c->in[0].dims[axis] != 1 && c->in[0].dims[axis] != -1)
+        if (c->in[0].dims[axis] != 1 && c->in[0].dims[axis] >= 0)
             return bw_op_fail(c->err, c->node, BW_CORRUPT, "axis %d has size %lld: expected 1", axis,
                               (long long)c->in[0].dims[axis]);
         drop[axis] = 1;
@@ -220,7 +225,7 @@ static bw_status infer_concat(bw_op_infer *c)
             if (k == axis)
                 dims[k] = dims[k] < 0 || x->dims[k] < 0 ? -1 : dims[k] + x->dims[k];
             else if (dims[k] < 0)
-                dims[k] = x->dims[k];
+                dims[k] = x->dims[k] == -1 ? dims[k] : x->dims[k];
             else
                 fits = x->dims[k] < 0 || x->dims[k] == dims[k];
         }
@@ -374,9 +379,9 @@ static bw_status infer_slice(bw_op_infer *c)
         int64_t step = f_steps == BW_INTS_ABSENT ? 1 : n_steps < 0 ? BW_UNKNOWN : steps[i], from;
         if (step == 0)
             return bw_op_fail(c->err, c->node, BW_CORRUPT, "step %d is 0: expected another number", i);
-        int known = (f_starts == BW_INTS_KNOWN || starts[i] != BW_UNKNOWN) &&
-                    (f_ends == BW_INTS_KNOWN || (n_ends >= 0 && ends[i] != BW_UNKNOWN)) &&
-                    (f_steps != BW_INTS_UNKNOWN || step != BW_UNKNOWN);
+        int known = (f_starts == BW_INTS_KNOWN || !bw_is_mark(starts[i])) &&
+                    (f_ends == BW_INTS_KNOWN || (n_ends >= 0 && !bw_is_mark(ends[i]))) &&
+                    (f_steps != BW_INTS_UNKNOWN || !bw_is_mark(step));
         /* The whole of an unknown axis is that axis. */
         int whole = known && starts[i] == 0 && step == 1 && ends[i] >= INT32_MAX;
         if (!whole)
@@ -426,8 +431,8 @@ static bw_status infer_expand(bw_op_infer *c)
     if (found == BW_INTS_ABSENT || count < 0)
         return bw_op_fail(c->err, c->node, BW_UNSUPPORTED, "the rank of the result depends on data");
     for (int i = 0; i < count; i++) {
-        if (found == BW_INTS_UNKNOWN && shape[i] == BW_UNKNOWN)
-            shape[i] = -1;
+        if (found == BW_INTS_UNKNOWN && bw_is_mark(shape[i]))
+            shape[i] = bw_mark_to_dim(shape[i]);
         else if (shape[i] == -1 && found == BW_INTS_KNOWN)
             shape[i] = 1; /* as exporters mean it: keep the input's size */
         else if (shape[i] < 0)
@@ -460,11 +465,11 @@ static bw_status infer_tile(bw_op_infer *c)
     if (found == BW_INTS_ABSENT || (count >= 0 && count != c->in[0].rank))
         return bw_op_fail(c->err, c->node, BW_CORRUPT, "repeats: expected %d entries", c->in[0].rank);
     for (int i = 0; i < c->in[0].rank; i++) {
-        int known = count >= 0 && (found == BW_INTS_KNOWN || repeats[i] != BW_UNKNOWN);
+        int known = count >= 0 && (found == BW_INTS_KNOWN || !bw_is_mark(repeats[i]));
         if (known && (repeats[i] < 0 || repeats[i] > (int64_t)1 << 40))
             return bw_op_fail(c->err, c->node, BW_CORRUPT, "repeat %d is %lld: expected a count", i,
                               (long long)repeats[i]);
-        dims[i] = -1;
+        dims[i] = known && repeats[i] == 1 ? c->in[0].dims[i] : -1;
         if (known && c->in[0].dims[i] >= 0 && __builtin_mul_overflow(c->in[0].dims[i], repeats[i], &dims[i]))
             return bw_op_fail(c->err, c->node, BW_OUT_OF_RANGE, "repeat %d is too large", i);
     }

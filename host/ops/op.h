@@ -11,17 +11,39 @@
 
 #include "host/graph.h"
 
-/* Entry of a partly known int64 tensor that is not known. */
-#define BW_UNKNOWN INT64_MIN
+/*
+ * While the graph is walked, dims[0] of its inputs is a symbol, the batch, when it is not fixed: two dimensions that
+ * are the batch are equal. Negative dimensions are unknown in any case. Entries of a partly known int64 tensor are
+ * numbers or one of two marks.
+ */
+#define BW_DIM_BATCH (-2)
+#define BW_UNKNOWN   INT64_MIN
+#define BW_BATCH     (INT64_MIN + 0x5ba7c4)
+
+static inline int bw_is_mark(int64_t entry)
+{
+    return entry == BW_UNKNOWN || entry == BW_BATCH;
+}
+
+/* Mark to dimension and back. */
+static inline int64_t bw_mark_to_dim(int64_t entry)
+{
+    return entry == BW_BATCH ? BW_DIM_BATCH : -1;
+}
+
+static inline int64_t bw_dim_to_entry(int64_t dim)
+{
+    return dim >= 0 ? dim : dim == BW_DIM_BATCH ? BW_BATCH : BW_UNKNOWN;
+}
 
 /* What is known of one input or output. */
 typedef struct bw_op_info {
     int present; /* 0: an absent optional input, or an output that nobody named */
     bw_dtype dtype;
     int rank;
-    int64_t dims[BW_RANK_MAX]; /* -1: unknown */
+    int64_t dims[BW_RANK_MAX]; /* negative: unknown */
     const bw_array *value;     /* contents, NULL if unknown */
-    int partial;               /* `value` is int64 and has entries BW_UNKNOWN */
+    int partial;               /* `value` is int64 and has marks among its entries */
 } bw_op_info;
 
 typedef struct bw_op_infer {
@@ -76,7 +98,7 @@ typedef struct bw_op {
 const bw_op *bw_op_find(const char *name); /* NULL: not supported */
 
 /* Finds the node's operator and checks the number of its inputs and outputs. */
-bw_status bw_op_check_node(const bw_graph *g, const bw_node *n, const bw_op **op, bw_error *err);
+bw_status bw_op_check_node(const bw_node *n, const bw_op **op, bw_error *err);
 
 /* Rows of the families, each ended by a row without a name. */
 extern const bw_op bw_ops_unary[], bw_ops_binary[], bw_ops_movement[], bw_ops_index[], bw_ops_reduce[], bw_ops_conv[],
@@ -102,15 +124,16 @@ typedef enum bw_ints_found { BW_INTS_ABSENT, BW_INTS_KNOWN, BW_INTS_UNKNOWN, BW_
 /*
  * Integers given by attribute `name` or, failing that, by input `input` (-1: attribute only), at most max. UNKNOWN:
  * the input is there but its contents are not known (*count is its length, -1 if that is not known either; the entries
- * that are known are filled in, the others BW_UNKNOWN). BAD: too many, or not integers; the error is set.
+ * that are known are filled in, the others are marks). BAD: too many, or not integers; the error is set.
  */
 bw_ints_found bw_op_ints(bw_op_infer *c, const char *name, int input, int64_t *out, int max, int *count);
 /* Axis of an attribute, normalised to 0..rank-1 (rank when `past_end` allows it). BW_CORRUPT otherwise. */
 bw_status bw_op_axis(bw_error *err, const bw_node *n, int64_t axis, int rank, int past_end, int *out);
 
-/* a and b broadcast; -1 entries allowed. Non-zero: they do not fit. */
+/* a and b broadcast; unknown entries allowed. Non-zero: they do not fit. */
 int bw_broadcast(int rank_a, const int64_t *a, int rank_b, const int64_t *b, int *rank, int64_t *out);
-/* Product of dims[from..to); -1 if one is unknown or it does not fit in 2^46. */
+/* Product of dims[from..to); negative if one is unknown or it does not fit in 2^46; the batch times ones is the batch.
+ */
 int64_t bw_dims_product(const int64_t *dims, int from, int to);
 /* "[1, 3, -1]" into buf; returns buf. */
 const char *bw_dims_text(int rank, const int64_t *dims, char buf[128]);

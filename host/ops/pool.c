@@ -113,18 +113,13 @@ static void pool_global(const bw_array *x, float *y, int average)
 /* Taps of one axis that lie inside the input, and inside input plus padding. */
 static void taps(const bw_window *w, int axis, int64_t in, int64_t at, int64_t *first, int64_t *last, int64_t *padded)
 {
-    int64_t start = at * w->stride[axis] - w->begin[axis];
-    *first = w->kernel[axis];
-    *last = -1;
-    *padded = 0;
-    for (int64_t k = 0; k < w->kernel[axis]; k++) {
-        int64_t i = start + k * w->dilation[axis];
-        *padded += i < in + w->end[axis];
-        if (i >= 0 && i < in) {
-            *first = k < *first ? k : *first;
-            *last = k;
-        }
-    }
+    int64_t start = at * w->stride[axis] - w->begin[axis], d = w->dilation[axis], k = w->kernel[axis];
+    int64_t border = in + w->end[axis] - start;
+    *first = start < 0 ? (-start + d - 1) / d : 0;
+    *last = in - 1 < start ? -1 : (in - 1 - start) / d;
+    *last = *last > k - 1 ? k - 1 : *last;
+    *padded = border <= 0 ? 0 : (border + d - 1) / d;
+    *padded = *padded > k ? k : *padded;
 }
 
 static void pool_plain(const bw_array *x, bw_array *y, const bw_window *given, int average, int count_pads)

@@ -38,7 +38,7 @@ const char *bw_dims_text(int rank, const int64_t *dims, char buf[128])
     size_t at = 0;
     buf[at++] = '[';
     for (int i = 0; i < rank && at < 100; i++)
-        at += (size_t)snprintf(buf + at, 128 - at, "%s%lld", i ? ", " : "", (long long)dims[i]);
+        at += (size_t)snprintf(buf + at, 128 - at, "%s%lld", i ? ", " : "", (long long)(dims[i] < 0 ? -1 : dims[i]));
     snprintf(buf + at, 128 - at, "]");
     return buf;
 }
@@ -53,7 +53,7 @@ bw_status bw_op_output(bw_op_infer *c, int index, bw_dtype dtype, int rank, cons
     bw_op_info *o = &c->out[index];
     uint64_t bytes = bw_dtype_size(dtype);
     for (int i = 0; i < rank; i++) {
-        if (dims[i] < -1)
+        if (dims[i] < BW_DIM_BATCH)
             return bw_op_fail(c->err, c->node, BW_CORRUPT,
                               "dimension %d of output %d would be %lld: the input is too "
                               "small",
@@ -180,8 +180,10 @@ int bw_broadcast(int rank_a, const int64_t *a, int rank_b, const int64_t *b, int
             dims[i] = da;
         else if (da == 1)
             dims[i] = db;
-        else if (da == -1 || db == -1)
-            dims[i] = da == -1 ? db : da; /* the unknown one must be 1 or the same */
+        else if (da < 0 && db < 0)
+            dims[i] = -1;
+        else if (da < 0 || db < 0)
+            dims[i] = da < 0 ? db : da; /* the unknown one must be 1 or the same */
         else
             return -1;
     }
@@ -196,8 +198,11 @@ int64_t bw_dims_product(const int64_t *dims, int from, int to)
     for (int i = from; i < to; i++)
         if (dims[i] == 0)
             return 0;
+    int64_t unknown = 0;
     for (int i = from; i < to; i++)
-        if (dims[i] < 0 || __builtin_mul_overflow(n, dims[i], &n) || n > (int64_t)1 << 46)
+        if (dims[i] < 0)
+            unknown = unknown ? -1 : dims[i];
+        else if (__builtin_mul_overflow(n, dims[i], &n) || n > (int64_t)1 << 46)
             return -1;
-    return n;
+    return unknown ? (n == 1 ? unknown : -1) : n;
 }

@@ -50,11 +50,11 @@ static bw_status make_plan(bw_error *err, const bw_node *n, int rank, const int6
             return status;
         int64_t in = dims[axis];
         if (sizes_found != BW_INTS_ABSENT) {
-            int unknown = sizes_found == BW_INTS_UNKNOWN && sizes[i] == BW_UNKNOWN;
+            int unknown = sizes_found == BW_INTS_UNKNOWN && bw_is_mark(sizes[i]);
             if (!unknown && (sizes[i] < 0 || sizes[i] > INT32_MAX || (in == 0 && sizes[i] > 0)))
                 return bw_op_fail(err, n, BW_CORRUPT, "size %lld of axis %d: expected 0 to %d", (long long)sizes[i],
                                   axis, INT32_MAX);
-            p->out[axis] = unknown ? -1 : sizes[i];
+            p->out[axis] = unknown ? bw_mark_to_dim(sizes[i]) : sizes[i];
             p->scale[axis] = in > 0 && !unknown ? (double)sizes[i] / (double)in : 1;
             continue;
         }
@@ -62,6 +62,8 @@ static bw_status make_plan(bw_error *err, const bw_node *n, int rank, const int6
         if (!(s > 0) || !(s < 1e6))
             return bw_op_fail(err, n, BW_CORRUPT, "scale %g of axis %d: expected a positive number", s, axis);
         p->scale[axis] = s;
+        if (in < 0 && s != 1)
+            p->out[axis] = -1;
         if (in >= 0) {
             double out = floor((double)in * s);
             if (out > INT32_MAX)

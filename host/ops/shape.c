@@ -30,7 +30,7 @@ static bw_status run_shape(bw_op_run *r)
     int start, end;
     shape_range(r->node, x->rank, &start, &end);
     for (int i = start; i < end; i++)
-        ((int64_t *)r->out[0].array.data)[i - start] = x->dims[i] < 0 ? BW_UNKNOWN : x->dims[i];
+        ((int64_t *)r->out[0].array.data)[i - start] = bw_dim_to_entry(x->dims[i]);
     return BW_OK;
 }
 
@@ -43,7 +43,7 @@ static bw_status run_size(bw_op_run *r)
 {
     const bw_array *x = bw_run_in(r, 0);
     int64_t n = bw_dims_product(x->dims, 0, x->rank);
-    *(int64_t *)r->out[0].array.data = n < 0 ? BW_UNKNOWN : n;
+    *(int64_t *)r->out[0].array.data = bw_dim_to_entry(n);
     return BW_OK;
 }
 
@@ -60,8 +60,8 @@ static bw_status infer_constant_of_shape(bw_op_infer *c)
     if (rank < 0)
         return bw_op_fail(c->err, c->node, BW_UNSUPPORTED, "the rank of the result depends on data");
     for (int i = 0; i < rank; i++) {
-        if (found == BW_INTS_UNKNOWN && dims[i] == BW_UNKNOWN)
-            dims[i] = -1;
+        if (found == BW_INTS_UNKNOWN && bw_is_mark(dims[i]))
+            dims[i] = bw_mark_to_dim(dims[i]);
         else if (dims[i] < 0)
             return bw_op_fail(c->err, c->node, BW_CORRUPT, "entry %d of the shape is %lld: expected a size", i,
                               (long long)dims[i]);
