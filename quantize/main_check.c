@@ -148,13 +148,13 @@ static void print_values(const bw_graph *g, const char *label, const int *ids, i
                bw_dtype_name(g->values[ids[i]].dtype), shape_text(&g->values[ids[i]], shape));
 }
 
-static void print_layers(const bw_graph *g)
+static void print_layers(const bw_graph *g, const bw_survey *s)
 {
     char shape[160], macs[32], name[256];
     printf("\n%-12s %-20s %-22s %9s  %s\n", "where", "operator", "output", "MACs", "node");
     for (int i = 0; i < g->node_count; i++) {
         const bw_node *n = &g->nodes[i];
-        printf("%-12s %-20s %-22s %9s  %s\n", bw_survey_on_device(g, i) ? "accelerator" : "CPU", n->op,
+        printf("%-12s %-20s %-22s %9s  %s\n", s->device[i] ? "accelerator" : "CPU", n->op,
                shape_text(&g->values[n->outputs[0]], shape), count_text(bw_survey_macs(g, i), macs),
                clean(n->name, name));
     }
@@ -187,14 +187,14 @@ static void print_text(const report *r)
            s->macs ? 100.0 * (double)s->device_macs / (double)s->macs : 0.0);
     printf("%-12s%d imported, %d after the passes\n", "nodes", r->imported_nodes, g->node_count);
     if (r->o->layers)
-        print_layers(g);
+        print_layers(g, s);
     printf("\n%-20s %12s %6s %10s\n", "operator", "accelerator", "CPU", "MACs");
     for (int i = 0; i < s->op_count; i++)
         printf("%-20s %12d %6d %10s\n", s->ops[i].op, s->ops[i].device, s->ops[i].cpu, count_text(s->ops[i].macs, b));
     printf("\n%-20s %12s %10s\n", "format", "package", "of fp32");
     const bw_format_traits *t;
     for (int i = 0; (t = weight_format(i)); i++) {
-        uint64_t bytes = bw_survey_package_bytes(g, t, t->block);
+        uint64_t bytes = bw_survey_package_bytes(g, s, t, t->block);
         printf("%-20s %12s %8.1f %%\n", t->name, bw_cli_bytes(bytes, a),
                s->parameters ? 100.0 * (double)bytes / (4.0 * (double)s->parameters) : 0.0);
     }
@@ -250,14 +250,14 @@ static json_t *json_report(const report *r)
         json_object_set_new(n, "name", json_string(g->nodes[i].name));
         json_object_set_new(n, "operator", json_string(g->nodes[i].op));
         json_object_set_new(n, "shape", json_shape(&g->values[g->nodes[i].outputs[0]]));
-        json_object_set_new(n, "where", json_string(bw_survey_on_device(g, i) ? "accelerator" : "cpu"));
+        json_object_set_new(n, "where", json_string(s->device[i] ? "accelerator" : "cpu"));
         json_object_set_new(n, "macs", json_integer((json_int_t)bw_survey_macs(g, i)));
         json_array_append_new(nodes, n);
     }
     json_object_set_new(o, "nodes", nodes);
     const bw_format_traits *t;
     for (int i = 0; (t = weight_format(i)); i++)
-        json_object_set_new(sizes, t->name, json_integer((json_int_t)bw_survey_package_bytes(g, t, t->block)));
+        json_object_set_new(sizes, t->name, json_integer((json_int_t)bw_survey_package_bytes(g, s, t, t->block)));
     json_object_set_new(o, "package_bytes", sizes);
     return o;
 }

@@ -20,6 +20,7 @@ typedef struct bw_survey_op {
 typedef struct bw_survey {
     bw_survey_op *ops; /* in order of first use */
     int op_count;
+    unsigned char *device;      /* per node: 1 if the accelerator would run it, 0 for the CPU */
     uint64_t parameters;        /* elements of fp32 constants */
     uint64_t macs, device_macs; /* per image; unknown dimensions count as 1 */
     int device_nodes, cpu_nodes;
@@ -31,10 +32,8 @@ void bw_survey_free(bw_survey *s);
 
 /* Multiply-adds of one node for one image; 0 where it has none or the shapes are unknown. */
 uint64_t bw_survey_macs(const bw_graph *g, int node);
-/* 1 if the accelerator would run the node, 0 for the CPU. */
-int bw_survey_on_device(const bw_graph *g, int node);
 /* Bytes of the constants of a package with weights in `format` with blocks of `block`; depthwise weights in fp16, CPU
  * nodes' constants in fp32. An estimate: the compiler may lay out a layer otherwise. */
-uint64_t bw_survey_package_bytes(const bw_graph *g, const bw_format_traits *format, unsigned block);
+uint64_t bw_survey_package_bytes(const bw_graph *g, const bw_survey *s, const bw_format_traits *format, unsigned block);
 
 #endif
