@@ -78,9 +78,11 @@ static void depthwise(const job *j, size_t image, const window *w, size_t pixels
     const uint16_t *weights = (const uint16_t *)(const void *)plan->weights, *k[BW_DEPTHWISE_TAPS];
     size_t x_at[BW_DEPTHWISE_TAPS];
     bw_depthwise d = {.x_format = (bw_format)in->format, .w_format = (bw_format)ins->weight_format};
-    const size_t y0 = (size_t)(w->y + w->ky0 * ins->dilation_y), x0 = (size_t)(w->x + w->kx0 * ins->dilation_x);
+    /* Without a tap inside, x is not read, and may be any pixel. */
     const int empty = w->ky0 >= w->ky1 || w->kx0 >= w->kx1;
-    d.x = empty ? NULL : (const uint16_t *)(const void *)bw_view_codes(&plan->in, image, y0, x0, 0);
+    const size_t y0 = empty ? 0 : (size_t)(w->y + w->ky0 * ins->dilation_y);
+    const size_t x0 = empty ? 0 : (size_t)(w->x + w->kx0 * ins->dilation_x);
+    d.x = (const uint16_t *)(const void *)bw_view_codes(&plan->in, image, y0, x0, 0);
     d.step = (size_t)in->pixel_stride * ins->stride_x;
     d.pixels = pixels;
     d.n = in->channels;
