@@ -11,6 +11,8 @@ typedef Inference__ModelInferRequest infer_request;
 typedef Inference__ModelInferRequest__InferInputTensor input_tensor;
 typedef Inference__InferTensorContents tensor_contents;
 
+_Static_assert(sizeof(protobuf_c_boolean) == 4, "bool_contents is read as int32");
+
 #define PICTURES_MAX 4096
 
 typedef struct kserve_request {
@@ -111,7 +113,6 @@ static void locate_contents(const tensor_contents *c, bw_tensor_in *t, bw_slice 
         FROM(uint64_contents);
         break;
     case BW_ELEMENT_BOOL:
-        _Static_assert(sizeof(protobuf_c_boolean) == 4, "read as int32");
         FROM(bool_contents);
         t->storage = BW_STORAGE_I32;
         break;

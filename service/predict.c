@@ -15,6 +15,8 @@
 typedef Tensorflow__Serving__ModelSpec model_spec;
 typedef Tensorflow__Serving__TensorProto tensor_proto;
 
+_Static_assert(sizeof(protobuf_c_boolean) == 4, "bool_val is read as int32");
+
 #define NAME_MAX_BYTES 512
 #define PICTURES_MAX   4096
 /* Own names, TensorFlow's, and one alias. */
@@ -200,7 +202,6 @@ static void locate_values(const tensor_parts *parts, const tensor_proto *p, bw_t
         t->values = flat(slice, p->uint64_val, p->n_uint64_val * sizeof *p->uint64_val);
         break;
     case BW_ELEMENT_BOOL:
-        _Static_assert(sizeof(protobuf_c_boolean) == 4, "read as int32");
         t->values = flat(slice, p->bool_val, p->n_bool_val * sizeof *p->bool_val);
         t->storage = BW_STORAGE_I32;
         break;
