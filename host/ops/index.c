@@ -102,8 +102,7 @@ static bw_status run_gather_elements(bw_op_run *r)
     return BW_OK;
 }
 
-/* --- Pad
- * -------------------------------------------------------------------------------------------------------------- */
+/* --- Pad ---------------------------------------------------------------------------------------------------------- */
 
 /* Spreads the given pads over all axes: pads[0..rank) begins, pads[rank..2*rank) ends. */
 static bw_status spread_pads(bw_error *err, const bw_node *n, int rank, const int64_t *given, int count,
@@ -145,11 +144,8 @@ static bw_status infer_pad(bw_op_infer *c)
         return bw_op_fail(c->err, c->node, BW_CORRUPT, "the padding value is %s: expected %s",
                           bw_dtype_name(c->in[2].dtype), bw_dtype_name(x->dtype));
     int vague[2 * BW_RANK_MAX] = {0};
-    if (count < 0 || axes_found == BW_INTS_UNKNOWN) {
-        for (int i = 0; i < x->rank; i++)
-            dims[i] = -1;
-        return bw_op_output(c, 0, x->dtype, x->rank, dims);
-    }
+    if (count < 0 || axes_found == BW_INTS_UNKNOWN)
+        return bw_op_output_vague(c, x->dtype, x->rank);
     for (int i = 0; found == BW_INTS_UNKNOWN && i < count; i++)
         if (bw_is_mark(given[i])) {
             vague[i] = 1;
@@ -259,8 +255,7 @@ static bw_status run_pad(bw_op_run *r)
     return BW_OK;
 }
 
-/* --- Trilu
- * --------------------------------------------------------------------------------------------------------------- */
+/* --- Trilu -------------------------------------------------------------------------------------------------------- */
 
 static bw_status infer_trilu(bw_op_infer *c)
 {
@@ -296,8 +291,7 @@ static bw_status run_trilu(bw_op_run *r)
     return BW_OK;
 }
 
-/* --- CumSum
- * ---------------------------------------------------------------------------------------------------------------- */
+/* --- CumSum ------------------------------------------------------------------------------------------------------- */
 
 static bw_status infer_cumsum(bw_op_infer *c)
 {

@@ -90,8 +90,7 @@ static bw_status multiply(bw_op_run *r, const product *p, const float *a, const 
     return bw_dnnl_execute(s->primitive, args, 3, r->err);
 }
 
-/* --- MatMul
- * ------------------------------------------------------------------------------------------------------------- */
+/* --- MatMul ------------------------------------------------------------------------------------------------------- */
 
 /* Vectors as matrices: [k] is [1, k] on the left, [k, 1] on the right. */
 static int as_matrix(int rank, const int64_t *dims, int left, int64_t *out)
@@ -175,8 +174,7 @@ static bw_status run_matmul(bw_op_run *r)
     return BW_OK;
 }
 
-/* --- Gemm
- * ---------------------------------------------------------------------------------------------------------------- */
+/* --- Gemm --------------------------------------------------------------------------------------------------------- */
 
 static bw_status infer_gemm(bw_op_infer *c)
 {

@@ -109,7 +109,7 @@ static bw_status infer_squeeze(bw_op_infer *c)
     if (found == BW_INTS_BAD)
         return BW_CORRUPT;
     if (found == BW_INTS_UNKNOWN)
-        return bw_op_fail(c->err, c->node, BW_UNSUPPORTED, "the axes depend on data");
+        return bw_op_output_vague(c, c->in[0].dtype, count < 0 ? -1 : c->in[0].rank - count);
     for (int i = 0; i < count; i++) {
         int axis;
         bw_status status = bw_op_axis(c->err, c->node, axes[i], c->in[0].rank, 0, &axis);
@@ -136,7 +136,7 @@ static bw_status infer_unsqueeze(bw_op_infer *c)
     if (found == BW_INTS_ABSENT)
         return bw_op_fail(c->err, c->node, BW_CORRUPT, "no axes: expected an attribute or input 1");
     if (found == BW_INTS_UNKNOWN)
-        return bw_op_fail(c->err, c->node, BW_UNSUPPORTED, "the axes depend on data");
+        return bw_op_output_vague(c, c->in[0].dtype, count < 0 ? -1 : c->in[0].rank + count);
     int rank = c->in[0].rank + count;
     if (rank > BW_RANK_MAX)
         return bw_op_fail(c->err, c->node, BW_UNSUPPORTED, "the result has rank %d: expected at most %d", rank,
@@ -323,8 +323,7 @@ static bw_status run_split(bw_op_run *r)
     return BW_OK;
 }
 
-/* --- Slice
- * ------------------------------------------------------------------------------------------------------------ */
+/* --- Slice -------------------------------------------------------------------------------------------------------- */
 
 typedef struct slice {
     int64_t start[BW_RANK_MAX], step[BW_RANK_MAX];
@@ -358,11 +357,8 @@ static bw_status infer_slice(bw_op_infer *c)
     if (f_starts == BW_INTS_ABSENT || f_ends == BW_INTS_ABSENT)
         return bw_op_fail(c->err, c->node, BW_CORRUPT, "no starts or ends: expected attributes or inputs 1 and 2");
     memcpy(dims, c->in[0].dims, sizeof dims);
-    if (f_axes == BW_INTS_UNKNOWN || n_starts < 0) { /* any axis may change */
-        for (int i = 0; i < rank; i++)
-            dims[i] = -1;
-        return bw_op_output(c, 0, c->in[0].dtype, rank, dims);
-    }
+    if (f_axes == BW_INTS_UNKNOWN || n_starts < 0) /* any axis may change */
+        return bw_op_output_vague(c, c->in[0].dtype, rank);
     if (n_starts > rank || (n_ends >= 0 && n_ends != n_starts) || (f_axes == BW_INTS_KNOWN && n_axes != n_starts) ||
         (f_steps != BW_INTS_ABSENT && n_steps >= 0 && n_steps != n_starts))
         return bw_op_fail(c->err, c->node, BW_CORRUPT,
@@ -418,8 +414,7 @@ static bw_status run_slice(bw_op_run *r)
     return BW_OK;
 }
 
-/* --- Expand, Tile
- * ------------------------------------------------------------------------------------------------------ */
+/* --- Expand, Tile ------------------------------------------------------------------------------------------------- */
 
 static bw_status infer_expand(bw_op_infer *c)
 {
@@ -501,8 +496,7 @@ static bw_status run_tile(bw_op_run *r)
     return BW_OK;
 }
 
-/* --- DepthToSpace, SpaceToDepth
- * ------------------------------------------------------------------------------------------ */
+/* --- DepthToSpace, SpaceToDepth ----------------------------------------------------------------------------------- */
 
 static bw_status infer_space(bw_op_infer *c)
 {

@@ -104,10 +104,12 @@ bw_status bw_op_check_node(const bw_node *n, const bw_op **op, bw_error *err);
 extern const bw_op bw_ops_unary[], bw_ops_binary[], bw_ops_movement[], bw_ops_index[], bw_ops_reduce[], bw_ops_conv[],
     bw_ops_pool[], bw_ops_matmul[], bw_ops_norm[], bw_ops_resize[], bw_ops_shape[];
 
-/* --- for infer ------------------------------------------------------------------------------------------------- */
+/* --- for infer ---------------------------------------------------------------------------------------------------- */
 
 /* Checks the rank and that the tensor can exist. */
 bw_status bw_op_output(bw_op_infer *c, int index, bw_dtype dtype, int rank, const int64_t *dims);
+/* Output 0 of a known rank and unknown dimensions; BW_UNSUPPORTED for a rank that is no rank ("depends on data"). */
+bw_status bw_op_output_vague(bw_op_infer *c, bw_dtype dtype, int rank);
 /* Output 0 like input `index`. */
 bw_status bw_op_output_like(bw_op_infer *c, int index);
 /* "node 'x' (Op): ..." with the status. */
@@ -151,7 +153,7 @@ typedef struct bw_window {
 bw_status bw_window_resolve(bw_error *err, const bw_node *n, int axes, const int64_t *in, const int64_t *kernel,
                             bw_window *w);
 
-/* --- for run ---------------------------------------------------------------------------------------------------- */
+/* --- for run ------------------------------------------------------------------------------------------------------ */
 
 /* The same integers at run time, where they are always known; ABSENT or KNOWN. */
 bw_ints_found bw_run_ints(const bw_op_run *r, const char *name, int input, int64_t *out, int max, int *count);
@@ -167,7 +169,7 @@ bw_status bw_run_make_plain(bw_op_run *r, int input);
 /* The raw bytes of a tensor, whatever its layout. */
 void *bw_tensor_bytes(const bw_tensor *t);
 
-/* --- strided loops ---------------------------------------------------------------------------------------------- */
+/* --- strided loops ------------------------------------------------------------------------------------------------ */
 
 /* Row-major strides, in elements. */
 void bw_strides(int rank, const int64_t *dims, int64_t *strides);
@@ -185,7 +187,7 @@ void bw_fill(size_t size, void *dst, int64_t count, const void *element);
 /* Converts count elements between any two fixed-size types: float to integer truncates and saturates, NaN gives 0. */
 void bw_cast(bw_dtype from, const void *in, bw_dtype to, void *out, int64_t count);
 
-/* --- buffers ---------------------------------------------------------------------------------------------------- */
+/* --- buffers ------------------------------------------------------------------------------------------------------ */
 
 /* Reference-counted 64-byte aligned memory, given back to its executor's pool. */
 struct bw_buffer {

@@ -91,8 +91,7 @@ static bw_status infer_global(bw_op_infer *c)
     return bw_op_output(c, 0, BW_F32, c->in[0].rank, dims);
 }
 
-/* --- plain loops
- * ------------------------------------------------------------------------------------------------------ */
+/* --- plain loops -------------------------------------------------------------------------------------------------- */
 
 /* Sums run in double, in index order. */
 static void pool_global(const bw_array *x, float *y, int average)
@@ -166,8 +165,7 @@ static void pool_plain(const bw_array *x, bw_array *y, const bw_window *given, i
                 }
 }
 
-/* --- oneDNN
- * -------------------------------------------------------------------------------------------------------------- */
+/* --- oneDNN ------------------------------------------------------------------------------------------------------- */
 
 static bw_status make_shape(const bw_op_run *r, const bw_window *w, int average, int count_pads, pool_shape *s)
 {

@@ -42,13 +42,8 @@ static bw_status infer_reduce(bw_op_infer *c)
     bw_ints_found found = bw_op_ints(c, "axes", 1, axes, BW_RANK_MAX, &count);
     if (found == BW_INTS_BAD)
         return BW_CORRUPT;
-    if (found == BW_INTS_UNKNOWN) {
-        if (!keep)
-            return bw_op_fail(c->err, c->node, BW_UNSUPPORTED, "the rank of the result depends on data");
-        for (int i = 0; i < x->rank; i++)
-            dims[i] = -1;
-        return bw_op_output(c, 0, x->dtype, x->rank, dims);
-    }
+    if (found == BW_INTS_UNKNOWN) /* an empty list would mean all axes, or none */
+        return bw_op_output_vague(c, x->dtype, keep ? x->rank : count < 1 ? -1 : x->rank - count);
     status = mark_axes(c->err, c->node, x->rank, found, axes, count, reduced);
     for (int i = 0; i < x->rank; i++)
         if (!reduced[i] || keep)
@@ -56,8 +51,7 @@ static bw_status infer_reduce(bw_op_infer *c)
     return status ? status : bw_op_output(c, 0, x->dtype, rank, dims);
 }
 
-/* --- the loops
- * -------------------------------------------------------------------------------------------------------- */
+/* --- the loops ---------------------------------------------------------------------------------------------------- */
 
 typedef enum reduction {
     R_SUM,
@@ -253,8 +247,7 @@ static bw_status run_reduce(bw_op_run *r)
     return BW_OK;
 }
 
-/* --- ArgMax, ArgMin
- * ---------------------------------------------------------------------------------------------------- */
+/* --- ArgMax, ArgMin ----------------------------------------------------------------------------------------------- */
 
 static bw_status infer_arg(bw_op_infer *c)
 {
@@ -308,8 +301,7 @@ static bw_status run_arg(bw_op_run *r)
     return BW_OK;
 }
 
-/* --- Softmax
- * ----------------------------------------------------------------------------------------------------------- */
+/* --- Softmax ------------------------------------------------------------------------------------------------------ */
 
 static bw_status infer_softmax(bw_op_infer *c)
 {

@@ -70,6 +70,14 @@ bw_status bw_op_output(bw_op_infer *c, int index, bw_dtype dtype, int rank, cons
     return BW_OK;
 }
 
+bw_status bw_op_output_vague(bw_op_infer *c, bw_dtype dtype, int rank)
+{
+    static const int64_t unknown[BW_RANK_MAX] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    if (rank < 0)
+        return bw_op_fail(c->err, c->node, BW_UNSUPPORTED, "the rank of the result depends on data");
+    return bw_op_output(c, 0, dtype, rank, unknown);
+}
+
 bw_status bw_op_output_like(bw_op_infer *c, int index)
 {
     return bw_op_output(c, 0, c->in[index].dtype, c->in[index].rank, c->in[index].dims);

@@ -112,11 +112,8 @@ static bw_status infer_resize(bw_op_infer *c)
                           ? -1
                           : read_scales(n, has_scales ? c->in[2].value : NULL, has_scales, scales, BW_RANK_MAX);
     plan p;
-    if ((found != BW_INTS_ABSENT && size_count < 0) || scale_count == -2) {
-        for (int i = 0; i < x->rank; i++)
-            p.out[i] = -1;
-        return bw_op_output(c, 0, x->dtype, x->rank, p.out);
-    }
+    if ((found != BW_INTS_ABSENT && size_count < 0) || scale_count == -2)
+        return bw_op_output_vague(c, x->dtype, x->rank);
     if (found == BW_INTS_ABSENT && scale_count < 0)
         return bw_op_fail(c->err, n, BW_CORRUPT, "neither sizes nor scales: expected one of them");
     status = make_plan(c->err, n, x->rank, x->dims, found, sizes, size_count, scales, scale_count, &p);

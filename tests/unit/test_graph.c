@@ -202,8 +202,7 @@ static void attributes_are_replaced(void **state)
     bw_graph_free(g);
 }
 
-/* --- inference and folding
- * --------------------------------------------------------------------------------------------- */
+/* --- inference and folding ---------------------------------------------------------------------------------------- */
 
 static void batch_is_carried(void **state)
 {
@@ -311,8 +310,7 @@ static void unsupported_is_named(void **state)
     bw_graph_free(g);
 }
 
-/* --- execution
- * --------------------------------------------------------------------------------------------------------- */
+/* --- execution ---------------------------------------------------------------------------------------------------- */
 
 typedef struct seen {
     int count, order[32];
@@ -449,8 +447,7 @@ static void views_do_not_interfere(void **state)
     bw_graph_free(g);
 }
 
-/* --- serialisation
- * ------------------------------------------------------------------------------------------------------ */
+/* --- serialisation ------------------------------------------------------------------------------------------------ */
 
 static void written_graphs_come_back(void **state)
 {

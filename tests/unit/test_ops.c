@@ -100,7 +100,7 @@ static void expect_dims(const bw_array *a, int rank, const int64_t *dims)
         assert_int_equal(a->dims[i], dims[i]);
 }
 
-/* --- convolution ------------------------------------------------------------------------------------------------ */
+/* --- convolution -------------------------------------------------------------------------------------------------- */
 
 static float *naive_conv(const bw_array *x, const bw_array *w, const float *bias, int64_t group, const int64_t *stride,
                          const int64_t *dilation, const int64_t *pads, int64_t oh, int64_t ow)
@@ -356,8 +356,7 @@ static void matmul_broadcasts(void **state)
     }
 }
 
-/* --- element-wise
- * ------------------------------------------------------------------------------------------------------ */
+/* --- element-wise ------------------------------------------------------------------------------------------------- */
 
 static void add_broadcasts(void **state)
 {
@@ -490,8 +489,7 @@ static void casts_saturate(void **state)
     bw_array_free(&out);
 }
 
-/* --- data movement
- * ------------------------------------------------------------------------------------------------------- */
+/* --- data movement ------------------------------------------------------------------------------------------------ */
 
 static void slices(void **state)
 {
@@ -617,8 +615,7 @@ static void resize_linear(void **state)
     bw_array_free(&in);
 }
 
-/* --- what must be refused
- * -------------------------------------------------------------------------------------------------- */
+/* --- what must be refused ----------------------------------------------------------------------------------------- */
 
 static void refuse(const char *op, const bw_array *in, int count, void (*prepare)(bw_node *n), bw_status expected)
 {
