@@ -130,7 +130,7 @@ $(BUILD)/tests/unit/%: $(BUILD)/tests/unit/%.o $(TEST_SUPPORT) $(LIBS)
 $(BUILD)/tests/conformance/%: $(BUILD)/tests/conformance/%.o $(TEST_SUPPORT) $(LIBS)
 	$(link_test) -lcmocka
 $(BUILD)/tests/bench/%: $(BUILD)/tests/bench/%.o $(TEST_SUPPORT) $(LIBS)
-	$(link_test)
+	$(link_test) -lcmocka
 # Fuzz targets twice: with a driver that replays the corpus (any compiler), and with libFuzzer (clang).
 $(BUILD)/tests/fuzz/replay_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/tests/fuzz/driver.o $(LIBS)
 	$(link_test)
