@@ -288,11 +288,10 @@ INLINE void pack_scales(const int8_t *exps, size_t count, int32_t *scale)
 }
 
 /* Copies 64 code bytes; lane q of the result is the sum of codes 4 * q .. 4 * q + 3. */
-INLINE __m512i copy64(const uint8_t *codes, int8_t *out)
+INLINE __m512i copy64(__m512i codes, int8_t *out)
 {
-    __m512i c = _mm512_loadu_si512(codes);
-    _mm512_storeu_si512(out, c);
-    return _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), c);
+    _mm512_storeu_si512(out, codes);
+    return _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), codes);
 }
 
 /* Each lane becomes the sum of its 128-bit lane. */
@@ -302,43 +301,42 @@ INLINE __m512i fold(__m512i sums)
     return _mm512_add_epi32(sums, _mm512_shuffle_epi32(sums, _MM_PERM_BADC));
 }
 
-INLINE int32_t offset_of(__m512i sums)
+INLINE __m512i times_minus_128(__m512i x)
 {
-    return -128 * _mm512_reduce_add_epi32(sums);
+    return _mm512_slli_epi32(_mm512_sub_epi32(_mm512_setzero_si512(), x), 7);
+}
+
+INLINE int32_t sum_lanes(__m128i sum)
+{
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4E));
+    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xB1));
+    return _mm_cvtsi128_si32(sum);
 }
 
 static void pack_bytes(const bw_pack_args *g)
 {
     const size_t block = g->block, n = g->count * block;
-    const uint8_t *codes = g->codes;
     int8_t *out = g->out;
-    size_t i = 0;
-    if (block == 16) {
-        for (; i + 64 <= n; i += 64) { /* four blocks, one to a 128-bit lane */
-            __m512i sums = fold(copy64(codes + i, out + i));
-            sums = _mm512_slli_epi32(_mm512_sub_epi32(_mm512_setzero_si512(), sums), 7);
-            _mm_storeu_si128((__m128i *)(void *)(g->offset + i / 16),
-                             _mm512_castsi512_si128(_mm512_maskz_compress_epi32(0x1111, sums)));
-        }
-        for (; i < n; i += 16) {
-            __m128i c = _mm_loadu_si128((const __m128i *)(const void *)(codes + i));
-            _mm_storeu_si128((__m128i *)(void *)(out + i), c);
-            __m128i s = _mm_dpbusd_epi32(_mm_setzero_si128(), _mm_set1_epi8(1), c);
-            g->offset[i / 16] = offset_of(_mm512_zextsi128_si512(s));
-        }
-    } else if (block == 32) {
-        for (; i < n; i += 32) {
-            __m256i c = _mm256_loadu_si256((const __m256i *)(const void *)(codes + i));
-            _mm256_storeu_si256((__m256i *)(void *)(out + i), c);
-            __m256i s = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), c);
-            g->offset[i / 32] = offset_of(_mm512_zextsi256_si512(s));
-        }
-    } else {
-        for (; i < n; i += block) {
+    int32_t *offset = g->offset;
+    if (block > 32) {
+        for (size_t i = 0; i < n; i += block) {
             __m512i sums = _mm512_setzero_si512();
             for (size_t j = 0; j < block; j += 64)
-                sums = _mm512_add_epi32(sums, copy64(codes + i + j, out + i + j));
-            g->offset[i / block] = offset_of(sums);
+                sums = _mm512_add_epi32(sums, copy64(_mm512_loadu_si512(g->codes + i + j), out + i + j));
+            *offset++ = -128 * _mm512_reduce_add_epi32(sums);
+        }
+        return;
+    }
+    for (size_t i = 0; i < n; i += 64, offset += 64 / block) { /* four blocks of 16 or two of 32 */
+        const __mmask64 some = n - i >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (n - i)) - 1;
+        __m512i sums = fold(copy64(_mm512_maskz_loadu_epi8(some, g->codes + i), out + i));
+        if (block == 16) {
+            sums = _mm512_maskz_compress_epi32(0x1111, times_minus_128(sums));
+            _mm_storeu_si128((__m128i *)(void *)offset, _mm512_castsi512_si128(sums));
+        } else {
+            sums = _mm512_add_epi32(sums, _mm512_shuffle_i64x2(sums, sums, 0xB1));
+            sums = _mm512_maskz_compress_epi32(0x0101, times_minus_128(sums));
+            _mm_storel_epi64((__m128i *)(void *)offset, _mm512_castsi512_si128(sums));
         }
     }
 }
@@ -356,7 +354,8 @@ static void pack8(const bw_pack_args *g)
             __m256i c = _mm512_cvtepi16_epi8(look_up(&t, load_bytes(g->codes + i)));
             _mm256_storeu_si256((__m256i *)(void *)(out + i), c);
             __m256i s = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), c);
-            g->offset[i / 32] = offset_of(_mm512_zextsi256_si512(s));
+            g->offset[i / 32] =
+                -128 * sum_lanes(_mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1)));
         }
     } else {
         pack_bytes(g);

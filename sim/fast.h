@@ -93,11 +93,12 @@ typedef enum bw_dot_class {
  *   offset  BW_PANEL_BLOCKS int32 a row, S8 only: -128 * sum of the block's codes
  *   scale   BW_PANEL_BLOCKS int32 a row: (127 + e) << 23
  * Rows have a fixed stride, so that kernels address the pixels by constants; the odd 64 bytes keep them in different
- * cache sets. Weights of a tile: S8: canonical order, int8; else [blocks][block / 2][16][2] (S16), [blocks][block][16].
+ * cache sets, and let packers, which go upwards, write a vector past what they pack. Weights of a tile: S8: canonical
+ * order, int8; else [blocks][block / 2][16][2] (S16), [blocks][block][16].
  */
 #define BW_PANEL_CODES  2048u /* bytes of codes in a row, at most */
 #define BW_PANEL_BYTES  (BW_PANEL_CODES + 64u)
-#define BW_PANEL_BLOCKS 128u
+#define BW_PANEL_BLOCKS (BW_PANEL_CODES / 16 + 16u)
 
 typedef struct bw_dot_args {
     size_t pixels, block, blocks;
