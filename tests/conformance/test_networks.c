@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Whole networks: the fast engine against the reference interpreter, compared with ==, for every format, instruction
+ * set, 1..4 threads, batch 1 and 8. The reference runs the first image; the other images of a batch of 8 must equal
+ * the fast engine's own runs one by one, which are tied to the reference through the first.
+ *
+ * `make test` takes the small networks; BW_LONG=1 (make conformance) takes all of them. BW_NETWORK=substring and
+ * BW_FORMAT=name pick. The shared networks are read from BW_SHARED (default ../shared/data); SKIP where absent.
+ */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "hal/base.h"
+#include "quantize/compile.h"
+#include "quantize/import.h"
+#include "quantize/passes.h"
+#include "sim/sim.h"
+
+static const struct network {
+    const char *path;
+    int small; /* in make test */
+} networks[] = {
+    {"host/demo/digits/digits.onnx", 1},
+    {"models/resnet8_cifar10_bn.onnx", 1},
+    {"models/mnist_cntk.onnx", 1},
+    {"models/kws_dscnn_folded.onnx", 1},
+    {"models/ad01_fcae_bn.onnx", 1},
+    {"models/resnet20_cifar10.onnx", 0},
+    {"models/resnet20_cifar10_torch113export.onnx", 0},
+    {"models/vww_mobilenet_bn.onnx", 0},
+    {"models/mobilenet_v1_0.25_128_quant_deq.onnx", 0},
+    {"models/squeezenet10_dc_fp32.onnx", 0},
+    {"models/squeezenet11_fp32.onnx", 0},
+    {"onnx/light/light_shufflenet.onnx", 0},
+    {"onnx/light/light_squeezenet.onnx", 0},
+    {"onnx/light/light_resnet50.onnx", 0},
+    {"onnx/light/light_densenet121.onnx", 0},
+    {"onnx/light/light_inception_v1.onnx", 0},
+    {"onnx/light/light_inception_v2.onnx", 0},
+    {"onnx/light/light_vgg19.onnx", 0},
+};
+
+static const struct {
+    bw_format format;
+    uint16_t block;
+} numerics[] = {
+    {BW_FORMAT_MSFP16, 16},     {BW_FORMAT_MSFP15, 16},     {BW_FORMAT_MSFP14, 16},     {BW_FORMAT_MSFP13, 16},
+    {BW_FORMAT_MSFP12, 16},     {BW_FORMAT_MSFP11, 16},     {BW_FORMAT_MSFP12, 64},     {BW_FORMAT_MSFP16, 128},
+    {BW_FORMAT_MXINT8, 32},     {BW_FORMAT_MXFP6_E2M3, 32}, {BW_FORMAT_MXFP6_E3M2, 32}, {BW_FORMAT_MXFP4_E2M1, 32},
+    {BW_FORMAT_MXFP8_E4M3, 32}, {BW_FORMAT_MXFP8_E5M2, 32},
+};
+
+#define BATCH 8u
+
+static int test_count;
+
+static void result(int ok, const char *network, const char *what, const char *detail)
+{
+    printf("%sok %d - %s %s%s%s\n", ok ? "" : "not ", ++test_count, network, what, *detail ? ": " : "", detail);
+    fflush(stdout);
+}
+
+static void skip(const char *network, const char *why)
+{
+    printf("ok %d - %s # SKIP %s\n", ++test_count, network, why);
+}
+
+/* Sums of uniform numbers: bell-shaped, the same on every machine. */
+static void fill_input(float *x, size_t n, uint32_t seed)
+{
+    for (size_t i = 0; i < n; i++) {
+        float sum = 0.0f;
+        for (int k = 0; k < 4; k++) {
+            seed = seed * 1664525u + 1013904223u;
+            sum += (float)(seed >> 8) / 16777216.0f - 0.5f;
+        }
+        x[i] = sum * 2.0f;
+    }
+}
+
+static int equal(const char *got, const char *expected, size_t size, char *detail, size_t detail_size, const char *what)
+{
+    for (size_t i = 0; i + 4 <= size; i += 4) {
+        if (memcmp(got + i, expected + i, 4) != 0) {
+            float a, b;
+            memcpy(&a, got + i, 4);
+            memcpy(&b, expected + i, 4);
+            snprintf(detail, detail_size, "%s: element %zu is %a, expected %a", what, i / 4, (double)a, (double)b);
+            return 0;
+        }
+    }
+    return 1;
+}
+
+struct buffers {
+    size_t in_bytes, out_bytes;
+    char *in, *out, *expected;
+    int have_batch; /* expected holds all images, not only the reference's first */
+    char detail[600];
+};
+
+static int run_into(struct buffers *b, bw_fast *engine, unsigned image, unsigned batch)
+{
+    bw_error err;
+    memset(b->out, 0xa5, b->out_bytes * batch);
+    if (!bw_fast_run(engine, b->in + image * b->in_bytes, b->out, batch, NULL, &err))
+        return 1;
+    snprintf(b->detail, sizeof b->detail, "%s", err.message);
+    return 0;
+}
+
+static int compare_engine(struct buffers *b, bw_fast *engine, const char *isa, unsigned threads)
+{
+    char what[96];
+    snprintf(what, sizeof what, "%s, %u threads, batch 1", isa, threads);
+    if (!run_into(b, engine, 0, 1) || !equal(b->out, b->expected, b->out_bytes, b->detail, sizeof b->detail, what))
+        return 0;
+    for (unsigned i = 1; i < BATCH && !b->have_batch; i++) {
+        if (!run_into(b, engine, i, 1))
+            return 0;
+        memcpy(b->expected + i * b->out_bytes, b->out, b->out_bytes);
+    }
+    b->have_batch = 1;
+    snprintf(what, sizeof what, "%s, %u threads, batch %u", isa, threads, BATCH);
+    return run_into(b, engine, 0, BATCH) &&
+           equal(b->out, b->expected, b->out_bytes * BATCH, b->detail, sizeof b->detail, what);
+}
+
+/* One program, all instruction sets, threads and batches. */
+static int compare_stage(const bw_stage *stage, struct buffers *b)
+{
+    bw_error err = {0};
+    bw_program program;
+    if (bw_program_parse(stage->program, stage->program_size, &program, &err)) {
+        snprintf(b->detail, sizeof b->detail, "%s", err.message);
+        return 0;
+    }
+    b->in_bytes = program.header->in_bytes;
+    b->out_bytes = program.header->out_bytes;
+    b->in = bw_aligned_zalloc(b->in_bytes * BATCH);
+    b->out = bw_aligned_zalloc(b->out_bytes * BATCH);
+    b->expected = bw_aligned_zalloc(b->out_bytes * BATCH);
+    int ok = b->in && b->out && b->expected;
+    if (ok) {
+        fill_input((float *)b->in, b->in_bytes * BATCH / 4, 1);
+        ok = bw_reference_run(&program, stage->constants, b->in, b->expected, 1, &err) == BW_OK;
+    }
+    for (int isa = BW_SIM_ISA_PORTABLE; ok && isa <= BW_SIM_ISA_AVX512VNNI; isa++) {
+        for (unsigned threads = 1; ok && bw_sim_isa_available((bw_sim_isa)isa) && threads <= 4; threads++) {
+            bw_fast_options options = {(bw_sim_isa)isa, threads};
+            bw_fast *engine;
+            ok = bw_fast_create(&program, stage->constants, &options, &engine, &err) == BW_OK;
+            if (ok) {
+                ok = compare_engine(b, engine, bw_sim_isa_name((bw_sim_isa)isa), threads);
+                bw_fast_destroy(engine);
+            }
+        }
+    }
+    if (!ok && !*b->detail)
+        snprintf(b->detail, sizeof b->detail, "%s", *err.message ? err.message : "out of memory");
+    free(b->in);
+    free(b->out);
+    free(b->expected);
+    return ok;
+}
+
+static void run_format(const bw_graph *g, const char *network, bw_format format, uint16_t block)
+{
+    bw_error err;
+    char what[64];
+    struct buffers b = {0};
+    bw_recipe recipe = {.weights = format, .activations = format, .block = block, .vector = BW_FORMAT_FP16};
+    bw_compiled compiled;
+    snprintf(what, sizeof what, "%s block %u", bw_format_get(format)->name, block);
+    if (bw_compile(g, &recipe, &compiled, &err)) {
+        result(0, network, what, err.message);
+        return;
+    }
+    int ok = 1, device_stages = 0;
+    for (int i = 0; i < compiled.stage_count && ok; i++) {
+        if (compiled.stages[i].device) {
+            device_stages++;
+            b = (struct buffers){0};
+            ok = compare_stage(&compiled.stages[i], &b);
+        }
+    }
+    bw_compiled_free(&compiled);
+    if (ok && !device_stages)
+        result(0, network, what, "nothing of the network runs on the device");
+    else
+        result(ok, network, what, b.detail);
+}
+
+static void run_network(const struct network *n)
+{
+    const char *shared = getenv("BW_SHARED"), *only = getenv("BW_FORMAT");
+    char path[1024];
+    if (strncmp(n->path, "host/", 5) == 0)
+        snprintf(path, sizeof path, "%s", n->path);
+    else
+        snprintf(path, sizeof path, "%s/%s", shared ? shared : "../shared/data", n->path);
+    if (access(path, R_OK) != 0) {
+        skip(n->path, "no such file: set BW_SHARED");
+        return;
+    }
+    bw_graph *g;
+    bw_error err;
+    if (bw_onnx_import(path, NULL, 0, &g, NULL, &err)) {
+        result(0, n->path, "import", err.message);
+        return;
+    }
+    if (bw_passes_run(g, &err)) {
+        result(0, n->path, "passes", err.message);
+    } else {
+        for (size_t f = 0; f < sizeof numerics / sizeof *numerics; f++) {
+            if (!only || strcmp(only, bw_format_get(numerics[f].format)->name) == 0)
+                run_format(g, n->path, numerics[f].format, numerics[f].block);
+        }
+    }
+    bw_graph_free(g);
+}
+
+int main(void)
+{
+    const char *pick = getenv("BW_NETWORK");
+    for (size_t i = 0; i < sizeof networks / sizeof *networks; i++) {
+        if (pick ? strstr(networks[i].path, pick) != NULL : networks[i].small || getenv("BW_LONG"))
+            run_network(&networks[i]);
+    }
+    for (int isa = BW_SIM_ISA_PORTABLE; isa <= BW_SIM_ISA_AVX512VNNI; isa++) {
+        if (!bw_sim_isa_available((bw_sim_isa)isa))
+            skip(bw_sim_isa_name((bw_sim_isa)isa), "this CPU lacks it");
+    }
+    printf("1..%d\n", test_count);
+    return 0;
+}
