@@ -23,7 +23,7 @@ BUILD   := build/$(VARIANT)
 GEN     := build/gen
 
 PKGS     := grpc libprotobuf-c jansson libpng libjpeg libcrypto zlib
-PKG_CFLAGS = $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 ALL_FLAGS = $(BASE_FLAGS) $(CFLAGS) $(SAN_FLAGS) -I. -I$(GEN) $(PKG_CFLAGS)
 
 LIBS_kernels := -lm
