@@ -42,7 +42,8 @@ typedef struct bw_fast bw_fast; /* a planned program and its thread pool */
 /*
  * Plans the program. `program` (its bytes) and `constants` (64-byte aligned) are borrowed and must outlive the
  * engine; constants are used in place, never copied as a whole. options NULL: all defaults.
- * BW_UNSUPPORTED: the forced ISA is unknown or this CPU lacks it. BW_NO_MEMORY.
+ * BW_UNSUPPORTED: the forced ISA is unknown or this CPU lacks it. BW_INVALID_ARGUMENT: threads (the option or the
+ * environment) outside 1..64. BW_EXHAUSTED: the system starts no more threads. BW_NO_MEMORY.
  */
 bw_status bw_fast_create(const bw_program *program, const void *constants, const bw_fast_options *options,
                          bw_fast **engine, bw_error *err);
@@ -51,7 +52,8 @@ void bw_fast_destroy(bw_fast *engine);
 /*
  * Runs `batch` images. Blocking; one run at a time per engine (concurrent calls queue on an internal mutex).
  * cancel: if not NULL, looked at between instructions; non-zero ends the run with BW_CANCELLED.
- * Activations are kept for the next run of the same or a smaller batch.
+ * Activations are kept for the next run of the same or a smaller batch. in and out: 4-byte aligned.
+ * BW_INVALID_ARGUMENT: a batch of 0. BW_NO_MEMORY: the engine stays usable with a smaller batch.
  */
 bw_status bw_fast_run(bw_fast *engine, const void *in, void *out, uint32_t batch, const atomic_int *cancel,
                       bw_error *err);
