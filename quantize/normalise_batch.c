@@ -143,6 +143,8 @@ static int node_is_safe(const batch_walk *w, const bw_node *n)
     if (!strcmp(n->op, "Concat"))
         return all_are_batched(w, n) && axis_is_safe(bw_node_int(n, "axis", 0), x->rank);
     if (!strcmp(n->op, "MatMul")) {
+        if (bw_node_input(n, 1) < 0)
+            return 0;
         const bw_value *b = &w->g->values[n->inputs[1]];
         if (!is_batched(w, n->inputs[0]))
             return is_batched(w, n->inputs[1]) && b->rank > 2 && x->rank >= 1 && x->rank < b->rank;

@@ -182,6 +182,17 @@ static void wrong_size(bw_onnx_builder *b)
     bw_ob_output(b, "y");
 }
 
+/* Too few inputs, and what is computed from the result. */
+static void one_operand(bw_onnx_builder *b)
+{
+    bw_ob_begin(b, 13);
+    bw_ob_input(b, "x", 1, 3, DIMS(-1, 3, 4));
+    bw_ob_node(b, "MatMul", "mm", "x", "y");
+    bw_ob_node(b, "Shape", "shape", "y", "s");
+    bw_ob_node(b, "Reshape", "view", "y,s", "z");
+    bw_ob_output(b, "z");
+}
+
 static void huge_dims(bw_onnx_builder *b)
 {
     bw_ob_begin(b, 13);
@@ -211,6 +222,7 @@ static const struct seed {
     {"cycle", cycle, BW_CORRUPT},
     {"bomb", bomb, (bw_status)-1},
     {"wrong_size", wrong_size, BW_CORRUPT},
+    {"one_operand", one_operand, BW_CORRUPT},
     {"huge_dims", huge_dims, (bw_status)-1},
 };
 
