@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Element-wise operators of two or more tensors, with numpy's broadcasting. */
+#include "host/ops/loops.h"
+
 #include <math.h>
 #include <string.h>
 

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* BatchNormalization, InstanceNormalization, LayerNormalization and LRN. Statistics are summed in double. */
+#include "host/ops/loops.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "host/ops/dnnl.h"
+#include "host/ops/op.h"
 
 static bw_status want_all_float(bw_op_infer *c)
 {

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Reductions, ArgMax and Softmax. Sums run in double, in index order: one answer whatever the machine. */
+#include "host/ops/loops.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "host/ops/exp.h"
 #include "host/ops/op.h"
 
 /* --- which axes ------------------------------------------------------------------------------------------------------
@@ -321,7 +324,7 @@ static bw_status infer_softmax(bw_op_infer *c)
         for (int64_t i = 0; i < size; i++)                                                                             \
             largest = (double)from[i * inner] > largest ? (double)from[i * inner] : largest;                           \
         for (int64_t i = 0; i < size; i++) {                                                                           \
-            e[i] = exp((double)from[i * inner] - largest);                                                             \
+            e[i] = bw_exp((double)from[i * inner] - largest);                                                          \
             total += e[i];                                                                                             \
         }                                                                                                              \
         double log_total = logarithm ? log(total) : 0, inverse = 1 / total;                                            \

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Element-wise functions of one tensor. Transcendental functions are evaluated in double and rounded once, so that
- * they do not depend on the vector unit or the C library's choice of fp32 code.
+ * they hardly depend (Exp, Sigmoid, Tanh: not at all) on the machine and its C library.
  */
+#include "host/ops/loops.h"
+
 #include <math.h>
 #include <string.h>
 
+#include "host/ops/exp.h"
 #include "host/ops/op.h"
 
 typedef struct params {
@@ -234,6 +237,15 @@ static int run_fast(const char *name, int64_t n, const float *x, float *y, const
             s = s < 0 ? 0 : s > 1 ? 1 : s;
             y[i] = swish ? s * x[i] : s;
         }
+    } else if (!strcmp(name, "Sigmoid")) {
+        for (int64_t i = 0; i < n; i++)
+            y[i] = (float)bw_sigmoid((double)x[i]);
+    } else if (!strcmp(name, "Tanh")) {
+        for (int64_t i = 0; i < n; i++)
+            y[i] = (float)bw_tanh((double)x[i]);
+    } else if (!strcmp(name, "Exp")) {
+        for (int64_t i = 0; i < n; i++)
+            y[i] = (float)bw_exp((double)x[i]);
     } else if (!strcmp(name, "Abs")) {
         for (int64_t i = 0; i < n; i++)
             y[i] = fabsf(x[i]);

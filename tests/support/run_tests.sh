@@ -12,6 +12,8 @@ export BW_TOP="$top" CMOCKA_MESSAGE_OUTPUT=TAP
 export ASAN_OPTIONS="${ASAN_OPTIONS:-detect_leaks=1:abort_on_error=0:allocator_may_return_null=1}"
 export LSAN_OPTIONS="${LSAN_OPTIONS:-suppressions=$top/tests/support/lsan.supp:print_suppressions=0}"
 export TSAN_OPTIONS="${TSAN_OPTIONS:-suppressions=$top/tests/support/tsan.supp:halt_on_error=0:exitcode=66}"
+# oneDNN's OpenMP threads spin at barriers, which starves everybody on a busy machine.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 export UBSAN_OPTIONS="${UBSAN_OPTIONS:-print_stacktrace=1}"
 passed=0 failed=0 skipped=0
 work=$(mktemp -d "${TMPDIR:-/tmp}/bw-tests.XXXXXX") || exit 1

@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "host/graph.h"
+#include "host/ops/exp.h"
 
 #define D(...)                                                                                                         \
     (int64_t[])                                                                                                        \
@@ -435,6 +436,23 @@ static void activations(void **state)
     }
 }
 
+/* The library's own functions against libm in double, and their ends in fp32. */
+static void exponentials(void **state)
+{
+    (void)state;
+    for (int i = -400000; i <= 400000; i++) {
+        double x = i * 0.001743, small = i * 1e-9, e = exp(x), t = tanh(x / 20), s = tanh(small);
+        assert_true(fabs(bw_exp(x) - e) <= 1e-13 * e);
+        assert_true(fabs(bw_tanh(x / 20) - t) <= 1e-11 * fabs(t));
+        assert_true(fabs(bw_tanh(small) - s) <= 1e-11 * fabs(s));
+        assert_true(fabs(bw_sigmoid(x / 20) - 1 / (1 + exp(-x / 20))) <= 1e-13);
+    }
+    assert_true((float)bw_exp(-1e30) == 0 && isinf((float)bw_exp(1e30)));
+    assert_true(bw_tanh(1e30) == 1 && bw_tanh(-1e30) == -1 && isnan(bw_tanh((double)NAN)));
+    assert_true(isnan(bw_exp((double)NAN)) && bw_exp(0) == 1);
+    assert_true((float)bw_sigmoid(-1e30) == 0 && bw_sigmoid(1e30) == 1);
+}
+
 static void integer_division_is_safe(void **state)
 {
     (void)state;
@@ -702,6 +720,7 @@ int main(void)
         cmocka_unit_test(matmul_broadcasts),
         cmocka_unit_test(add_broadcasts),
         cmocka_unit_test(activations),
+        cmocka_unit_test(exponentials),
         cmocka_unit_test(integer_division_is_safe),
         cmocka_unit_test(casts_saturate),
         cmocka_unit_test(slices),
