@@ -54,12 +54,12 @@ static bw_graph *one_node(const char *op, const bw_array *in, int count, int out
     bw_graph *g = bw_graph_new("one");
     int in_ids[8], out_ids[8];
     for (int i = 0; i < count; i++) {
-        char name[8];
+        char name[16];
         snprintf(name, sizeof name, "x%d", i);
         in_ids[i] = bw_graph_add_value(g, name, in[i].dtype, in[i].rank, in[i].dims);
     }
     for (int i = 0; i < outputs; i++) {
-        char name[8];
+        char name[16];
         snprintf(name, sizeof name, "y%d", i);
         out_ids[i] = bw_graph_add_value(g, name, BW_DTYPE_NONE, -1, NULL);
     }
