@@ -54,7 +54,9 @@ static bw_status read_array(const char *path, const bw_io *io, bw_array *a, bw_e
         return status;
     int index = bw_npy_array_count(f) == 1 ? 0 : bw_npy_find(f, io->name);
     if (index < 0)
-        status = bw_fail(err, BW_NOT_FOUND, "%s: %d arrays, none named '%s'", path, bw_npy_array_count(f), io->name);
+        index = bw_npy_find(f, "x");
+    if (index < 0)
+        status = bw_fail(err, BW_NOT_FOUND, "%s: %d arrays, none named '%s' or 'x'", path, bw_npy_array_count(f), io->name);
     if (!status)
         status = bw_npy_array_header(f, index, &h, err);
     int64_t dims[BW_RANK_MAX];
