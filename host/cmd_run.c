@@ -56,7 +56,8 @@ static bw_status read_array(const char *path, const bw_io *io, bw_array *a, bw_e
     if (index < 0)
         index = bw_npy_find(f, "x");
     if (index < 0)
-        status = bw_fail(err, BW_NOT_FOUND, "%s: %d arrays, none named '%s' or 'x'", path, bw_npy_array_count(f), io->name);
+        status =
+            bw_fail(err, BW_NOT_FOUND, "%s: %d arrays, none named '%s' or 'x'", path, bw_npy_array_count(f), io->name);
     if (!status)
         status = bw_npy_array_header(f, index, &h, err);
     int64_t dims[BW_RANK_MAX];
