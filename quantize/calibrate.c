@@ -155,8 +155,15 @@ static json_t *report(const struct session *s, const bw_compiled *c, int64_t sam
             json_object_set_new(o, "sqnr_db", sqnr(t));
         json_array_append_new(tensors, o);
     }
-    json_t *q = json_pack("{s:I, s:s, s:o, s:o}", "samples", (json_int_t)samples, "data", data_name, "outputs", outputs,
-                          "tensors", tensors);
+    json_t *weights = json_array();
+    for (int i = 0; i < c->stage_count; i++)
+        for (int k = 0; k < c->stages[i].weight_count; k++) {
+            const bw_weight_error *w = &c->stages[i].weights[k];
+            struct tensor_stats t = {.signal = w->signal, .noise = w->noise};
+            json_array_append_new(weights, json_pack("{s:s, s:o}", "name", w->name, "sqnr_db", sqnr(&t)));
+        }
+    json_t *q = json_pack("{s:I, s:s, s:o, s:o, s:o}", "samples", (json_int_t)samples, "data", data_name, "outputs",
+                          outputs, "tensors", tensors, "weights", weights);
     if (q && s->labelled)
         json_object_set_new(q, "accuracy",
                             json_pack("{s:o, s:o}", "float_top1", number((double)s->float_hits / (double)s->labelled),

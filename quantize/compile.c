@@ -314,6 +314,9 @@ void bw_compiled_free(bw_compiled *c)
         free(s->constants);
         free_tensors(s->inputs, s->input_count);
         free_tensors(s->outputs, s->output_count);
+        for (int k = 0; k < s->weight_count; k++)
+            free(s->weights[k].name);
+        free(s->weights);
     }
     free(c->stages);
     *c = (bw_compiled){0};

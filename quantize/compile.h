@@ -8,12 +8,19 @@
 #include "host/graph.h"
 #include "kernels/isa.h"
 
+typedef enum bw_scale_rule {                     /* how the scale of a block of weights is chosen */
+                             BW_SCALE_FLOOR = 0, /* floor(log2(max)), as activations are encoded */
+                             BW_SCALE_MSE =
+                                 1 /* of that and its two neighbours the one with the smallest squared error */
+} bw_scale_rule;
+
 typedef struct bw_recipe {
     bw_format weights;     /* block format of CONV weights */
     bw_format activations; /* block format of CONV inputs */
     uint16_t block;        /* both */
     bw_format vector;      /* residual, depthwise and element-wise tensors: BW_FORMAT_FP16 or BF16 */
     int first_last_float;  /* leave first and last layer on the CPU in fp32 */
+    bw_scale_rule scale_rule;
 } bw_recipe;
 
 typedef struct bw_stage_tensor {
@@ -22,6 +29,12 @@ typedef struct bw_stage_tensor {
     int rank;        /* as in the graph, NCHW or NC; dims[0] = -1 */
     int64_t dims[BW_RANK_MAX];
 } bw_stage_tensor;
+
+/* What rounding did to the weights of one instruction: sums of squares of the values and of the errors. */
+typedef struct bw_weight_error {
+    char *name; /* of the weights' value */
+    double signal, noise;
+} bw_weight_error;
 
 typedef struct bw_stage {
     int device;      /* 1: program + constants, 0: graph */
@@ -32,6 +45,8 @@ typedef struct bw_stage {
     size_t constants_size;
     bw_stage_tensor *inputs, *outputs; /* in the order of the stage's graph / region */
     int input_count, output_count;
+    bw_weight_error *weights; /* accelerator stages, in the order of the program */
+    int weight_count;
 } bw_stage;
 
 typedef struct bw_compiled {

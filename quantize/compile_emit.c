@@ -21,6 +21,7 @@ struct emitter {
     int count, capacity;
     bw_blob blob;
     uint8_t *encoded; /* per value: stage inputs already converted */
+    bw_stage *stage;
     bw_error *err;
 };
 
@@ -104,6 +105,17 @@ static bw_status put_reciprocals(struct emitter *e, bw_instruction *ins)
     return s;
 }
 
+static bw_status put_weights(struct emitter *e, const bw_ir_op *op, bw_instruction *ins)
+{
+    bw_weight_error *lost = &e->stage->weights[e->stage->weight_count];
+    lost->name = strdup(op->w.name);
+    if (!lost->name)
+        return bw_fail(e->err, BW_NO_MEMORY, "out of memory while emitting a program");
+    e->stage->weight_count++;
+    return op->opcode == BW_OP_CONV ? bw_pack_conv(e->ir, op, &e->blob, ins, lost, e->err)
+                                    : bw_pack_dwconv(e->ir, op, &e->blob, ins, lost, e->err);
+}
+
 static bw_status emit_op(struct emitter *e, const bw_ir_op *op)
 {
     bw_ir *ir = e->ir;
@@ -141,10 +153,8 @@ static bw_status emit_op(struct emitter *e, const bw_ir_op *op)
     ins->groups = (uint32_t)op->groups;
     if (op->count_pad && op->opcode == BW_OP_AVGPOOL)
         ins->flags |= BW_FLAG_COUNT_PAD;
-    if (op->opcode == BW_OP_CONV)
-        s = bw_pack_conv(ir, op, &e->blob, ins, e->err);
-    else if (op->opcode == BW_OP_DWCONV)
-        s = bw_pack_dwconv(ir, op, &e->blob, ins, e->err);
+    if (op->opcode == BW_OP_CONV || op->opcode == BW_OP_DWCONV)
+        s = put_weights(e, op, ins);
     else if (op->opcode == BW_OP_AVGPOOL)
         s = put_reciprocals(e, ins);
     else if (op->map)
@@ -280,8 +290,10 @@ static bw_status finish(struct emitter *e, bw_stage *stage)
 
 bw_status bw_emit(bw_ir *ir, bw_stage *stage, bw_error *err)
 {
-    struct emitter e = {.ir = ir, .encoded = calloc((size_t)ir->value_count + 1, 1), .err = err};
-    bw_status s = e.encoded ? BW_OK : bw_fail(err, BW_NO_MEMORY, "out of memory while emitting a program");
+    struct emitter e = {.ir = ir, .encoded = calloc((size_t)ir->value_count + 1, 1), .stage = stage, .err = err};
+    stage->weights = calloc((size_t)ir->op_count + 1, sizeof *stage->weights);
+    bw_status s =
+        e.encoded && stage->weights ? BW_OK : bw_fail(err, BW_NO_MEMORY, "out of memory while emitting a program");
     for (int i = 0; i < ir->op_count && !s; i++)
         if (!ir->ops[i].dead)
             s = emit_op(&e, &ir->ops[i]);

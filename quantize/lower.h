@@ -180,9 +180,11 @@ typedef struct bw_blob { /* a growing constants region */
 /* Zeroed room of `size` bytes at a multiple of 64. */
 bw_status bw_blob_reserve(bw_blob *b, size_t size, uint64_t *offset, bw_error *err);
 
-/* Packs the weights of a CONV / DWCONV into the blob and fills the instruction's constant fields. */
-bw_status bw_pack_conv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_instruction *ins, bw_error *err);
-bw_status bw_pack_dwconv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_instruction *ins, bw_error *err);
+/* Packs the weights of a CONV / DWCONV into the blob and fills the instruction's constant fields and *lost's sums. */
+bw_status bw_pack_conv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_instruction *ins, bw_weight_error *lost,
+                       bw_error *err);
+bw_status bw_pack_dwconv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_instruction *ins, bw_weight_error *lost,
+                         bw_error *err);
 
 /* Program and constants of a lowered stage; offsets of inputs and outputs go to stage->inputs, ->outputs. */
 bw_status bw_emit(bw_ir *ir, bw_stage *stage, bw_error *err);

@@ -30,6 +30,8 @@ static const char help[] =
     "      --vector F           residual and depthwise tensors: fp16 (default) or bf16\n"
     "      --first-last W       float: first and last layer stay on the CPU in fp32;\n"
     "                           narrow (default): quantized like the others\n"
+    "      --scale-rule W       scale of a block of weights: floor (default): floor(log2(max));\n"
+    "                           mse: the least squared error among it and its neighbours\n"
     "      --recipe R.json      all of this from a file; options override it\n"
     "Calibration:\n"
     "      --calib DATA         a directory of pictures, FILE.npz or FILE.npy: measures the\n"
@@ -58,6 +60,7 @@ enum {
     OPT_BLOCK,
     OPT_VECTOR,
     OPT_FIRST_LAST,
+    OPT_SCALE_RULE,
     OPT_RECIPE,
     OPT_CALIB,
     OPT_CALIB_COUNT,
@@ -78,6 +81,7 @@ static const struct option options[] = {{"format", 1, NULL, OPT_FORMAT},
                                         {"block", 1, NULL, OPT_BLOCK},
                                         {"vector", 1, NULL, OPT_VECTOR},
                                         {"first-last", 1, NULL, OPT_FIRST_LAST},
+                                        {"scale-rule", 1, NULL, OPT_SCALE_RULE},
                                         {"recipe", 1, NULL, OPT_RECIPE},
                                         {"calib", 1, NULL, OPT_CALIB},
                                         {"calib-count", 1, NULL, OPT_CALIB_COUNT},
@@ -140,6 +144,11 @@ static bw_status recipe_option(int c, const char *arg, bw_quantize_recipe *r, bw
         if (strcmp(arg, "float") != 0 && strcmp(arg, "narrow") != 0)
             return bw_fail(err, BW_INVALID_ARGUMENT, "--first-last: '%s', must be float or narrow", arg);
         r->core.first_last_float = !strcmp(arg, "float");
+        return BW_OK;
+    case OPT_SCALE_RULE:
+        if (strcmp(arg, "floor") != 0 && strcmp(arg, "mse") != 0)
+            return bw_fail(err, BW_INVALID_ARGUMENT, "--scale-rule: '%s', must be floor or mse", arg);
+        r->core.scale_rule = !strcmp(arg, "mse") ? BW_SCALE_MSE : BW_SCALE_FLOOR;
         return BW_OK;
     case OPT_BIAS:
     case OPT_NO_BIAS:

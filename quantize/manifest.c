@@ -145,7 +145,8 @@ static json_t *manifest_json(const bw_manifest_source *m, json_t *stages)
     json_t *numerics =
         json_pack("{s:s, s:s, s:s, s:i, s:s, s:s, s:s}", "weights", bw_format_get(r->weights)->name, "activations",
                   bw_format_get(r->activations)->name, "vector", bw_format_get(r->vector)->name, "block", (int)r->block,
-                  "rounding", "even", "scale_rule", "floor", "first_last", r->first_last_float ? "float" : "narrow");
+                  "rounding", "even", "scale_rule", r->scale_rule == BW_SCALE_MSE ? "mse" : "floor", "first_last",
+                  r->first_last_float ? "float" : "narrow");
     json_t *provenance = json_pack("{s:s, s:s, s:I, s:s, s:o, s:s}", "source_file", m->source_file, "source_sha256",
                                    m->info->sha256, "opset", (json_int_t)m->info->opset, "producer", m->info->producer,
                                    "recipe", bw_recipe_to_json(m->recipe), "tool", "blockwave " BW_VERSION);

@@ -7,7 +7,8 @@
 #include "hal/base.h"
 #include "quantize/lower.h"
 
-#define TILE BW_OUTPUT_TILE
+#define TILE      BW_OUTPUT_TILE
+#define BLOCK_MAX 128
 
 bw_status bw_blob_reserve(bw_blob *b, size_t size, uint64_t *offset, bw_error *err)
 {
@@ -110,7 +111,44 @@ static bw_status check_range(const bw_weights *w, const bw_format_traits *t, con
     return BW_OK;
 }
 
-bw_status bw_pack_conv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_instruction *ins, bw_error *err)
+static double squared_error(const float *x, const float *y, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += ((double)x[i] - (double)y[i]) * ((double)x[i] - (double)y[i]);
+    return sum;
+}
+
+/* Encodes one block of weights by the recipe's rule; adds to *lost. y: room for the decoded block. */
+static void encode_weights(const bw_format_traits *t, bw_scale_rule rule, const float *x, size_t n, uint8_t *codes,
+                           int8_t *e, float *y, bw_weight_error *lost)
+{
+    bw_encode_block(t, BW_ROUND_EVEN, x, n, codes, e);
+    bw_decode_block(t, codes, *e, n, y);
+    double error = squared_error(x, y, n);
+    int own = *e;
+    static const int around[2] = {1, -1}; /* one up: nothing saturates; one down: the rest is finer */
+    for (int i = 0; i < 2 && rule == BW_SCALE_MSE && error > 0; i++) {
+        int at = own + around[i];
+        if (at < t->exp_min || at > t->exp_max)
+            continue;
+        uint8_t other[BLOCK_MAX];
+        bw_encode_block_at(t, BW_ROUND_EVEN, x, n, at, other);
+        bw_decode_block(t, other, at, n, y);
+        double e2 = squared_error(x, y, n);
+        if (e2 < error) {
+            error = e2;
+            *e = (int8_t)at;
+            memcpy(codes, other, n);
+        }
+    }
+    lost->noise += error;
+    for (size_t i = 0; i < n; i++)
+        lost->signal += (double)x[i] * (double)x[i];
+}
+
+bw_status bw_pack_conv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_instruction *ins, bw_weight_error *lost,
+                       bw_error *err)
 {
     const bw_format_traits *t = bw_format_get(ir->recipe->weights);
     const bw_ir_value *in = &ir->values[op->in];
@@ -130,7 +168,7 @@ bw_status bw_pack_conv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_in
         if ((s = bw_blob_reserve(blob, all_tiles * TILE * sizeof(float), &ins->bias, err)))
             return s;
     }
-    float *x = malloc(block * sizeof *x);
+    float *x = malloc(2 * block * sizeof *x);
     uint8_t *codes = malloc(block * TILE + block);
     if (!x || !codes) {
         free(x);
@@ -156,7 +194,7 @@ bw_status bw_pack_conv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_in
                     s = check_finite(w, x[i], "a weight", n, err);
                 if (s || (s = check_range(w, t, x, block, n, err)))
                     break;
-                bw_encode_block(t, BW_ROUND_EVEN, x, block, row, &exps[r]);
+                encode_weights(t, ir->recipe->scale_rule, x, block, row, &exps[r], x + block, lost);
                 for (size_t i = 0; i < block; i++)
                     codes[i / 4 * 4 * TILE + r * 4 + i % 4] = row[i];
             }
@@ -173,7 +211,8 @@ bw_status bw_pack_conv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_in
     return s;
 }
 
-bw_status bw_pack_dwconv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_instruction *ins, bw_error *err)
+bw_status bw_pack_dwconv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_instruction *ins, bw_weight_error *lost,
+                         bw_error *err)
 {
     const bw_format_traits *t = bw_format_get(ir->recipe->vector);
     const bw_weights *w = &op->w;
@@ -202,6 +241,9 @@ bw_status bw_pack_dwconv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_
                                "the layer down",
                                (double)v, w->name, c, t->name, (double)most);
             to[tap * padded + c] = bw_encode_vector(t, v);
+            double error = (double)bw_decode_vector(t, to[tap * padded + c]) - (double)v;
+            lost->noise += error * error;
+            lost->signal += (double)v * (double)v;
         }
     for (size_t c = 0; op->bias && c < channels; c++) {
         if ((s = check_bias(w, op->bias[c], (int64_t)c, err)))

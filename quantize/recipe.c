@@ -72,6 +72,12 @@ static bw_status read_key(const char *key, const json_t *v, bw_quantize_recipe *
         r->core.first_last_float = !strcmp(text, "float");
         return BW_OK;
     }
+    if (!strcmp(key, "scale_rule")) {
+        if (!text || (strcmp(text, "floor") != 0 && strcmp(text, "mse") != 0))
+            return bad_type(key, "\"floor\" or \"mse\"", err);
+        r->core.scale_rule = !strcmp(text, "mse") ? BW_SCALE_MSE : BW_SCALE_FLOOR;
+        return BW_OK;
+    }
     if (!strcmp(key, "bias_correction")) {
         if (!json_is_boolean(v))
             return bad_type(key, "true or false", err);
@@ -80,7 +86,7 @@ static bw_status read_key(const char *key, const json_t *v, bw_quantize_recipe *
     }
     return bw_fail(err, BW_INVALID_ARGUMENT,
                    "recipe: unknown key \"%.64s\", known are format, weights, activations, vector, block, first_last, "
-                   "bias_correction",
+                   "scale_rule, bias_correction",
                    key);
 }
 
@@ -138,8 +144,9 @@ bw_status bw_recipe_settle(bw_quantize_recipe *r, bw_error *err)
 
 json_t *bw_recipe_to_json(const bw_quantize_recipe *r)
 {
-    return json_pack("{s:s, s:s, s:s, s:i, s:s, s:b}", "weights", bw_format_get(r->core.weights)->name, "activations",
-                     bw_format_get(r->core.activations)->name, "vector", bw_format_get(r->core.vector)->name, "block",
-                     (int)r->core.block, "first_last", r->core.first_last_float ? "float" : "narrow", "bias_correction",
-                     r->bias_correction);
+    return json_pack("{s:s, s:s, s:s, s:i, s:s, s:s, s:b}", "weights", bw_format_get(r->core.weights)->name,
+                     "activations", bw_format_get(r->core.activations)->name, "vector",
+                     bw_format_get(r->core.vector)->name, "block", (int)r->core.block, "first_last",
+                     r->core.first_last_float ? "float" : "narrow", "scale_rule",
+                     r->core.scale_rule == BW_SCALE_MSE ? "mse" : "floor", "bias_correction", r->bias_correction);
 }
