@@ -29,9 +29,14 @@ struct session {
     bw_status failed;
 };
 
-/* Scores of `classes` classes per sample: [N, K] or [N, K, 1, 1], K >= 2; else 0. */
-static int64_t classes_of(const bw_array *a)
+/* Scores of `classes` classes per sample: [N, K] or [N, K, 1, 1], K >= 2, and no reconstruction of the input; else 0.
+ */
+static int64_t classes_of(const bw_graph *g, const bw_array *a)
 {
+    const bw_value *in = &g->values[g->inputs[0]];
+    if (in->rank == a->rank &&
+        !memcmp(in->dims + 1, a->dims + 1, (size_t)(a->rank > 0 ? a->rank - 1 : 0) * sizeof *a->dims))
+        return 0;
     int64_t k = a->rank >= 2 ? a->dims[1] : 0;
     for (int d = 2; d < a->rank; d++)
         k = a->dims[d] == 1 ? k : 0;
@@ -62,7 +67,7 @@ static void compare(struct session *s, int value, const bw_array *want, const bw
 {
     struct tensor_stats *t = &s->stats[value];
     const float *x = want->data, *y = got->data;
-    int64_t n = bw_array_count(want), batch = want->dims[0], classes = classes_of(want);
+    int64_t n = bw_array_count(want), batch = want->dims[0], classes = classes_of(s->g, want);
     for (int64_t i = 0; i < n; i++) {
         double e = (double)y[i] - (double)x[i];
         t->signal += (double)x[i] * (double)x[i];

@@ -435,6 +435,25 @@ static bw_status calibrate(struct job *j, bw_error *err)
     return s;
 }
 
+/* Values beyond the vector format's range saturate there. */
+static void warn_of_range(const struct job *j)
+{
+    const bw_format_traits *t = bw_format_get(j->a.recipe.core.vector);
+    double most = (double)bw_decode_vector(t, bw_encode_vector(t, 0x1.fffffep127f));
+    const json_t *o, *tensors = json_object_get(j->quality, "tensors");
+    for (size_t i = 0; i < json_array_size(tensors); i++) {
+        o = json_array_get(tensors, i);
+        double low = json_number_value(json_object_get(o, "min")), high = json_number_value(json_object_get(o, "max"));
+        double reach = -low > high ? -low : high;
+        if (reach <= most)
+            continue;
+        fprintf(stderr, "blockwave quantize: warning: '%s' reaches %g, %s ends at %g and saturates%s\n",
+                json_string_value(json_object_get(o, "name")), reach, t->name, most,
+                t->format == BW_FORMAT_FP16 ? ": try --vector bf16" : "");
+        return;
+    }
+}
+
 static void print_summary(const struct job *j)
 {
     const bw_recipe *r = &j->a.recipe.core;
@@ -457,6 +476,7 @@ static void print_summary(const struct job *j)
            instructions, j->compiled.stage_count - device, bw_cli_bytes(constants, a), bw_cli_bytes(act, b));
     if (!j->quality)
         return;
+    warn_of_range(j);
     json_t *o, *outputs = json_object_get(j->quality, "outputs");
     size_t i;
     json_array_foreach(outputs, i, o)
