@@ -157,8 +157,8 @@ bw_status bw_graph_read(const char *json, size_t json_size, const void *blob, si
                         bw_error *err);
 
 /*
- * Execution in fp32 on the CPU (oneDNN for convolutions, matrix products, pools, normalisation and softmax).
- * The graph is borrowed and must not change. An executor is used by one thread at a time.
+ * Execution in fp32 on the CPU (oneDNN for convolutions and pools). A sample's result does not depend on its batch or
+ * on the number of threads. The graph is borrowed and must not change. An executor is used by one thread at a time.
  */
 typedef struct bw_executor bw_executor;
 bw_status bw_executor_create(const bw_graph *g, bw_executor **ex, bw_error *err);

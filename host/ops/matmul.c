@@ -1,93 +1,54 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* MatMul and Gemm on oneDNN's matrix product. */
+/* MatMul and Gemm on bw_gemm. The right matrix is packed; a constant one once. */
 #include <stdlib.h>
 #include <string.h>
 
-#include "host/ops/dnnl.h"
-
-#define SHAPES 4
-
-/* One batched product: c[b] = a[b] * b[b]; strides in elements. */
-typedef struct product {
-    int64_t batch, m, n, k;
-    int transpose_a, transpose_b;
-} product;
-
-typedef struct matmul_shape {
-    dnnl_primitive_t primitive; /* NULL: free */
-    product p;
-    dnnl_memory_desc_t a, b, c;
-} matmul_shape;
+#include "host/ops/gemm.h"
+#include "host/ops/op.h"
 
 typedef struct matmul_state {
-    matmul_shape shapes[SHAPES];
-    int next;
+    bw_buffer *packed; /* of constant input 1 */
 } matmul_state;
 
 static void free_matmul(void *state)
 {
-    matmul_state *s = state;
-    for (int i = 0; i < SHAPES; i++)
-        if (s->shapes[i].primitive)
-            dnnl_primitive_destroy(s->shapes[i].primitive);
-    free(s);
+    bw_buffer_put(((matmul_state *)state)->packed);
+    free(state);
 }
 
-/* rows x cols matrices, one after the other; stored transposed or not. */
-static void matrices(dnnl_memory_desc_t *md, int64_t batch, int64_t rows, int64_t cols, int transposed)
+static bw_status no_memory(const bw_op_run *r)
 {
-    int64_t row = transposed ? 1 : cols, col = transposed ? rows : 1;
-    if (batch == 1)
-        dnnl_memory_desc_init_by_strides(md, 2, (dnnl_dims_t){rows, cols}, dnnl_f32, (dnnl_dims_t){row, col});
-    else
-        dnnl_memory_desc_init_by_strides(md, 3, (dnnl_dims_t){batch, rows, cols}, dnnl_f32,
-                                         (dnnl_dims_t){rows * cols, row, col});
+    return r->err && r->err->status ? r->err->status : bw_fail(r->err, BW_NO_MEMORY, "no memory for a matrix product");
 }
 
-static bw_status find_shape(const bw_op_run *r, const product *p, matmul_shape **found)
+/* Input 1, `count` matrices of k x n (stored transposed or not), packed one after the other. Give back *temporary. */
+static bw_status pack_right(bw_op_run *r, int64_t count, int64_t k, int64_t n, int transposed, const float **packed,
+                            bw_buffer **temporary)
 {
     matmul_state *state = *r->state;
+    int keep = r->in[1]->constant;
+    size_t each = bw_gemm_packed_size(k, n);
+    *temporary = NULL;
     if (!state && !(state = *r->state = calloc(1, sizeof *state)))
-        return bw_fail(r->err, BW_NO_MEMORY, "no memory for a matrix product");
-    for (int i = 0; i < SHAPES; i++)
-        if (state->shapes[i].primitive && !memcmp(&state->shapes[i].p, p, sizeof *p)) {
-            *found = &state->shapes[i];
-            return BW_OK;
-        }
-    matmul_shape *s = &state->shapes[state->next];
-    state->next = (state->next + 1) % SHAPES;
-    if (s->primitive)
-        dnnl_primitive_destroy(s->primitive);
-    memset(s, 0, sizeof *s);
-    memcpy(&s->p, p, sizeof *p);
-    matrices(&s->a, p->batch, p->m, p->k, p->transpose_a);
-    matrices(&s->b, p->batch, p->k, p->n, p->transpose_b);
-    matrices(&s->c, p->batch, p->m, p->n, 0);
-    dnnl_matmul_desc_t desc;
-    dnnl_primitive_desc_t pd = NULL;
-    dnnl_status_t st = dnnl_matmul_desc_init(&desc, &s->a, &s->b, NULL, &s->c);
-    if (st == dnnl_success)
-        st = dnnl_primitive_desc_create(&pd, &desc, NULL, bw_dnnl_engine(), NULL);
-    if (st == dnnl_success)
-        st = dnnl_primitive_create(&s->primitive, pd);
-    dnnl_primitive_desc_destroy(pd);
-    *found = s;
-    return bw_dnnl_check(st, "a matrix product", r->err);
-}
-
-static bw_status multiply(bw_op_run *r, const product *p, const float *a, const float *b, float *c)
-{
-    if (p->k == 0) {
-        memset(c, 0, sizeof *c * (size_t)(p->batch * p->m * p->n));
+        return no_memory(r);
+    if (keep && state->packed) {
+        *packed = state->packed->data;
         return BW_OK;
     }
-    matmul_shape *s = NULL;
-    bw_status status = find_shape(r, p, &s);
-    if (status)
-        return status;
-    bw_dnnl_arg args[3] = {
-        {DNNL_ARG_SRC, &s->a, (void *)a}, {DNNL_ARG_WEIGHTS, &s->b, (void *)b}, {DNNL_ARG_DST, &s->c, c}};
-    return bw_dnnl_execute(s->primitive, args, 3, r->err);
+    /* What is kept outlives the run, so it does not count as one of its values. */
+    bw_buffer *b = bw_buffer_get(keep ? NULL : r->executor, each * (size_t)count * sizeof(float), r->err);
+    if (!b)
+        return no_memory(r);
+    const float *from = r->in[1]->array.data;
+    for (int64_t i = 0; i < count; i++)
+        bw_gemm_pack(k, n, from + i * k * n, transposed ? 1 : n, transposed ? k : 1,
+                     (float *)b->data + each * (size_t)i);
+    if (keep)
+        state->packed = b;
+    else
+        *temporary = b;
+    *packed = b->data;
+    return BW_OK;
 }
 
 /* --- MatMul ------------------------------------------------------------------------------------------------------- */
@@ -138,39 +99,43 @@ static bw_status run_matmul(bw_op_run *r)
     int ra = as_matrix(x->rank, x->dims, 1, a), rb = as_matrix(w->rank, w->dims, 0, b), rank;
     bw_broadcast(ra - 2, a, rb - 2, b, &rank, lead);
     float *y = r->out[0].array.data;
-    product p = {0}; /* compared as bytes */
-    p.batch = 1;
-    p.m = a[ra - 2];
-    p.n = b[rb - 1];
-    p.k = a[ra - 1];
+    int64_t m = a[ra - 2], n = b[rb - 1], k = a[ra - 1], count = bw_dims_product(lead, 0, rank);
     int64_t count_a = bw_dims_product(a, 0, ra - 2), count_b = bw_dims_product(b, 0, rb - 2);
-    int64_t count = bw_dims_product(lead, 0, rank);
+    const float *packed;
+    bw_buffer *temporary;
+    bw_status status = pack_right(r, count_b, k, n, 0, &packed, &temporary);
+    if (status)
+        return status;
     if (count_b == 1 && count_a == count) { /* one matrix on the right: all rows at once */
-        p.m *= count;
-        return multiply(r, &p, x->data, w->data, y);
+        const float *left = x->data;
+        bw_gemm(1, m * count, n, k, &left, &packed, y);
+        bw_buffer_put(temporary);
+        return BW_OK;
     }
-    if (count_a == count && count_b == count) {
-        p.batch = count;
-        return multiply(r, &p, x->data, w->data, y);
+    const float **left = malloc(sizeof *left * 2 * (size_t)count), **right = left + count;
+    if (!left) {
+        bw_buffer_put(temporary);
+        return no_memory(r);
     }
     int64_t sa[BW_RANK_MAX], sb[BW_RANK_MAX], at[BW_RANK_MAX] = {0}, ia = 0, ib = 0;
     bw_broadcast_strides(ra - 2, a, rank, lead, sa);
     bw_broadcast_strides(rb - 2, b, rank, lead, sb);
     for (int64_t i = 0; i < count; i++) {
-        bw_status status = multiply(r, &p, (const float *)x->data + ia * p.m * p.k,
-                                    (const float *)w->data + ib * p.k * p.n, y + i * p.m * p.n);
-        if (status)
-            return status;
-        for (int k = rank - 1; k >= 0; k--) {
-            ia += sa[k];
-            ib += sb[k];
-            if (++at[k] < lead[k])
+        left[i] = (const float *)x->data + ia * m * k;
+        right[i] = packed + (size_t)ib * bw_gemm_packed_size(k, n);
+        for (int d = rank - 1; d >= 0; d--) {
+            ia += sa[d];
+            ib += sb[d];
+            if (++at[d] < lead[d])
                 break;
-            ia -= sa[k] * lead[k];
-            ib -= sb[k] * lead[k];
-            at[k] = 0;
+            ia -= sa[d] * lead[d];
+            ib -= sb[d] * lead[d];
+            at[d] = 0;
         }
     }
+    bw_gemm(count, m, n, k, left, right, y);
+    free(left);
+    bw_buffer_put(temporary);
     return BW_OK;
 }
 
@@ -208,27 +173,35 @@ static bw_status infer_gemm(bw_op_infer *c)
 
 static bw_status run_gemm(bw_op_run *r)
 {
-    const bw_array *x = bw_run_in(r, 0), *w = bw_run_in(r, 1), *c = bw_run_in(r, 2);
+    const bw_array *x = bw_run_in(r, 0), *c = bw_run_in(r, 2);
     bw_array *y = &r->out[0].array;
-    product p = {0};
-    p.batch = 1;
-    p.transpose_a = bw_node_int(r->node, "transA", 0) != 0;
-    p.transpose_b = bw_node_int(r->node, "transB", 0) != 0;
-    p.m = y->dims[0];
-    p.n = y->dims[1];
-    p.k = x->dims[p.transpose_a ? 0 : 1];
-    bw_status status = multiply(r, &p, x->data, w->data, y->data);
+    int ta = bw_node_int(r->node, "transA", 0) != 0, tb = bw_node_int(r->node, "transB", 0) != 0;
+    int64_t m = y->dims[0], n = y->dims[1], k = x->dims[ta ? 0 : 1];
+    const float *left = x->data, *packed;
+    bw_buffer *turned = NULL, *temporary;
+    bw_status status = pack_right(r, 1, k, n, tb, &packed, &temporary);
     if (status)
         return status;
+    if (ta) {
+        if (!(turned = bw_buffer_get(r->executor, sizeof *left * (size_t)(m * k), r->err))) {
+            bw_buffer_put(temporary);
+            return no_memory(r);
+        }
+        bw_copy_strided(sizeof *left, 2, (int64_t[]){m, k}, turned->data, (int64_t[]){k, 1}, left, (int64_t[]){1, m});
+        left = turned->data;
+    }
+    bw_gemm(1, m, n, k, &left, &packed, y->data);
+    bw_buffer_put(turned);
+    bw_buffer_put(temporary);
     float alpha = bw_node_float(r->node, "alpha", 1), beta = bw_node_float(r->node, "beta", 1), *out = y->data;
     int64_t s[BW_RANK_MAX] = {0};
     if (c)
         bw_broadcast_strides(c->rank, c->dims, 2, y->dims, s);
-    for (int64_t i = 0; i < p.m; i++, out += p.n) {
+    for (int64_t i = 0; i < m; i++, out += n) {
         const float *row = c ? (const float *)c->data + i * s[0] : NULL;
-        for (int64_t j = 0; alpha != 1 && j < p.n; j++)
+        for (int64_t j = 0; alpha != 1 && j < n; j++)
             out[j] *= alpha;
-        for (int64_t j = 0; row && j < p.n; j++)
+        for (int64_t j = 0; row && j < n; j++)
             out[j] += beta * row[j * s[1]];
     }
     return BW_OK;

@@ -10,6 +10,7 @@
 
 #include "host/ops/exp.h"
 #include "host/ops/op.h"
+#include "host/ops/parallel.h"
 
 typedef struct params {
     double alpha, beta, gamma;
@@ -297,6 +298,21 @@ static void run_integers(char what, bw_dtype dtype, int64_t n, const void *in, v
     }
 }
 
+typedef struct span {
+    const struct row *row;
+    const params *p;
+    const float *x;
+    float *y;
+} span;
+
+static void run_span(int64_t from, int64_t to, void *user)
+{
+    const span *s = user;
+    if (!run_fast(s->row->name, to - from, s->x + from, s->y + from, s->p))
+        for (int64_t i = from; i < to; i++)
+            s->y[i] = (float)s->row->f((double)s->x[i], s->p);
+}
+
 static bw_status run_unary(bw_op_run *r)
 {
     const struct row *row = find_row(r->node->op);
@@ -311,11 +327,8 @@ static bw_status run_unary(bw_op_run *r)
     const void *in = bw_tensor_bytes(x);
     void *out = bw_tensor_bytes(&r->out[0]);
     if (x->array.dtype == BW_F32) {
-        const float *from = in;
-        float *to = out;
-        if (!run_fast(row->name, n, from, to, &p))
-            for (int64_t i = 0; i < n; i++)
-                to[i] = (float)row->f((double)from[i], &p);
+        span s = {row, &p, in, out};
+        bw_parallel(n, 32768, run_span, &s);
     } else if (x->array.dtype == BW_F64) {
         const double *from = in;
         double *to = out;

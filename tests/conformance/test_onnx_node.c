@@ -56,7 +56,9 @@ static int read_tensor(const char *path, bw_array *a)
         !bw_array_alloc(a, dtype_of(t->data_type), (int)t->n_dims, t->dims, NULL)) {
         result = 0;
         int64_t n = bw_array_count(a);
-        if (t->raw_data.len == a->bytes && a->bytes) {
+        if (a->bytes == 0) {
+            result = 0;
+        } else if (t->raw_data.len == a->bytes) {
             memcpy(a->data, t->raw_data.data, a->bytes);
         } else if (a->dtype == BW_F32 && t->n_float_data == (size_t)n) {
             memcpy(a->data, t->float_data, a->bytes);
@@ -66,7 +68,7 @@ static int read_tensor(const char *path, bw_array *a)
             memcpy(a->data, t->double_data, a->bytes);
         } else if (t->n_int32_data == (size_t)n && a->dtype != BW_F16) {
             bw_cast(BW_I32, t->int32_data, a->dtype, a->data, n);
-        } else if (a->bytes) {
+        } else {
             bw_array_free(a);
             result = -1;
         }

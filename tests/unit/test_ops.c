@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Operators of the float graph against direct loops written from ONNX's definitions. */
 #include <math.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -13,6 +14,8 @@
 
 #include "host/graph.h"
 #include "host/ops/exp.h"
+#include "host/ops/gemm.h"
+#include "host/ops/parallel.h"
 
 #define D(...)                                                                                                         \
     (int64_t[])                                                                                                        \
@@ -316,6 +319,75 @@ static void gemm(void **state)
         for (int i = 0; i < 3; i++)
             bw_array_free(&in[i]);
     }
+}
+
+/* Every kernel gives the bits of the plain loop, whatever the shape. */
+static void gemm_kernels_agree(void **state)
+{
+    (void)state;
+    static const int64_t shapes[][3] = {{1, 1, 1},     {1, 70, 300}, {9, 33, 17},
+                                        {130, 16, 40}, {67, 95, 1},  {5, 31, 1024}};
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        int64_t m = shapes[s][0], n = shapes[s][1], k = shapes[s][2];
+        bw_array a = random_array(2, D(m, k)), b = random_array(2, D(n, k)), want = random_array(2, D(m, n)), c, p;
+        p = random_array(1, D((int64_t)bw_gemm_packed_size(k, n)));
+        bw_gemm_pack(k, n, b.data, 1, k, p.data);
+        for (int64_t i = 0; i < m; i++)
+            for (int64_t j = 0; j < n; j++) {
+                float sum = 0;
+                for (int64_t x = 0; x < k; x++)
+                    sum += ((float *)a.data)[i * k + x] * ((float *)b.data)[j * k + x];
+                ((float *)want.data)[i * n + j] = sum;
+            }
+        const char *name;
+        bw_gemm_kernel kernel;
+        for (int i = 0; (kernel = bw_gemm_kernel_at(i, &name)); i++) {
+            bw_gemm_force(kernel);
+            c = random_array(2, D(m, n));
+            bw_gemm(1, m, n, k, &(const float *){a.data}, &(const float *){p.data}, c.data);
+            if (memcmp(c.data, want.data, c.bytes))
+                fail_msg("kernel %s differs at %lld x %lld x %lld", name, (long long)m, (long long)n, (long long)k);
+            bw_array_free(&c);
+        }
+        bw_gemm_force(bw_gemm_kernel_at(0, &name));
+        bw_array_free(&a);
+        bw_array_free(&b);
+        bw_array_free(&p);
+        bw_array_free(&want);
+    }
+}
+
+typedef struct marks {
+    _Atomic int hits[5000];
+} marks;
+
+static void mark(int64_t from, int64_t to, void *user)
+{
+    for (int64_t i = from; i < to; i++)
+        ((marks *)user)->hits[i]++;
+}
+
+static void *mark_from_a_thread(void *user)
+{
+    for (int i = 0; i < 200; i++)
+        bw_parallel(5000, 7, mark, user);
+    return NULL;
+}
+
+/* Each index once per loop, also with several loops at a time. */
+static void parallel_covers(void **state)
+{
+    (void)state;
+    static marks m[3];
+    pthread_t t[3];
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(pthread_create(&t[i], NULL, mark_from_a_thread, &m[i]), 0);
+    for (int i = 0; i < 3; i++)
+        pthread_join(t[i], NULL);
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < 5000; k++)
+            assert_int_equal(m[i].hits[k], 200);
+    bw_parallel(0, 1, mark, NULL);
 }
 
 static void matmul_broadcasts(void **state)
@@ -718,6 +790,8 @@ int main(void)
         cmocka_unit_test(pools),
         cmocka_unit_test(gemm),
         cmocka_unit_test(matmul_broadcasts),
+        cmocka_unit_test(gemm_kernels_agree),
+        cmocka_unit_test(parallel_covers),
         cmocka_unit_test(add_broadcasts),
         cmocka_unit_test(activations),
         cmocka_unit_test(exponentials),

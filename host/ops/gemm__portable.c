@@ -1,0 +1,6 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define PANEL_NAME   bw_gemm_panel__portable
+#define VECTOR_BYTES 16
+#define VECTORS      2
+#define ROWS         4
+#include "host/ops/gemm_panel.h"
