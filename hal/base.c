@@ -112,10 +112,34 @@ static bw_status errno_status(int code)
     }
 }
 
-static bw_status fail_errno(bw_error *err, const char *verb, const char *path, int code)
+/* What to do about it; "" where the reason says it all. */
+static const char *remedy(const char *verb, int code)
+{
+    int writes = strcmp(verb, "write") == 0;
+    switch (code) {
+    case ENOENT:
+        return writes ? ": make its directory first" : ": check the name";
+    case ENOTDIR:
+        return ": what stands before the last '/' must be a directory";
+    case EACCES:
+    case EPERM:
+        return writes ? ": get the right to write there or pick another place" : ": get the right to read it";
+    case EROFS:
+        return ": pick another place";
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+        return ": make room or pick another place";
+    default:
+        return "";
+    }
+}
+
+bw_status bw_fail_errno(bw_error *err, const char *verb, const char *path, int code)
 {
     char text[128];
-    return bw_fail(err, errno_status(code), "%s: cannot %s: %s", path, verb, strerror_r(code, text, sizeof text));
+    return bw_fail(err, errno_status(code), "%s: cannot %s: %s%s", path, verb, strerror_r(code, text, sizeof text),
+                   remedy(verb, code));
 }
 
 bw_status bw_file_map(const char *path, const void **bytes, size_t *size, bw_error *err)
@@ -127,18 +151,18 @@ bw_status bw_file_map(const char *path, const void **bytes, size_t *size, bw_err
     /* O_NONBLOCK: a FIFO without a writer must not hang the open; it has no effect on files. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
-        return fail_errno(err, "open", path, errno);
+        return bw_fail_errno(err, "open", path, errno);
     struct stat st;
     bw_status status = BW_OK;
     if (fstat(fd, &st))
-        status = fail_errno(err, "read", path, errno);
+        status = bw_fail_errno(err, "read", path, errno);
     else if (!S_ISREG(st.st_mode))
         status = bw_fail(err, BW_INVALID_ARGUMENT, "%s: is %s, expected a regular file", path,
                          S_ISDIR(st.st_mode) ? "a directory" : "not a regular file");
     else if (st.st_size > 0) {
         void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (p == MAP_FAILED)
-            status = fail_errno(err, "map", path, errno);
+            status = bw_fail_errno(err, "map", path, errno);
         else {
             *bytes = p;
             *size = (size_t)st.st_size;
@@ -162,10 +186,10 @@ bw_status bw_file_read(const char *path, size_t limit, void **bytes, size_t *siz
     *size = 0;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return fail_errno(err, "open", path, errno);
+        return bw_fail_errno(err, "open", path, errno);
     struct stat st;
     if (fstat(fd, &st)) {
-        bw_status status = fail_errno(err, "read", path, errno);
+        bw_status status = bw_fail_errno(err, "read", path, errno);
         close(fd);
         return status;
     }
@@ -200,7 +224,7 @@ bw_status bw_file_read(const char *path, size_t limit, void **bytes, size_t *siz
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
-            status = fail_errno(err, "read", path, errno);
+            status = bw_fail_errno(err, "read", path, errno);
         if (n <= 0)
             break;
         used += (size_t)n;
@@ -289,8 +313,10 @@ static int write_temporary(const char *dir, char *temp, size_t temp_size, mode_t
 
 bw_status bw_file_write_atomic(const char *path, const bw_slice *slices, size_t count, bw_error *err)
 {
-    if (!path || !*path || (count && !slices))
+    if (!path || (count && !slices))
         return bw_fail(err, BW_INVALID_ARGUMENT, "bw_file_write_atomic: no path or no slices, expected both");
+    if (!*path)
+        return bw_fail(err, BW_INVALID_ARGUMENT, "the output's name is empty, expected the name of a file to write");
     struct stat st;
     mode_t mode = 0666;
     char real[PATH_MAX];
@@ -301,17 +327,17 @@ bw_status bw_file_write_atomic(const char *path, const bw_slice *slices, size_t 
             /* /dev/stdout, a pipe: there is nothing to keep whole, and renaming over a device would destroy it. */
             int fd = open(path, O_WRONLY | O_CLOEXEC);
             if (fd < 0)
-                return fail_errno(err, "open", path, errno);
+                return bw_fail_errno(err, "open", path, errno);
             int code = write_slices(fd, slices, count);
             if (close(fd) && !code)
                 code = errno;
-            return code ? fail_errno(err, "write", path, code) : BW_OK;
+            return code ? bw_fail_errno(err, "write", path, code) : BW_OK;
         }
         mode = st.st_mode & 0777;
         if (!realpath(path, real)) /* a symbolic link stays one */
-            return fail_errno(err, "write", path, errno);
+            return bw_fail_errno(err, "write", path, errno);
     } else if (strlen(path) >= sizeof real) {
-        return fail_errno(err, "write", path, ENAMETOOLONG);
+        return bw_fail_errno(err, "write", path, ENAMETOOLONG);
     } else {
         strcpy(real, path);
     }
@@ -320,11 +346,11 @@ bw_status bw_file_write_atomic(const char *path, const bw_slice *slices, size_t 
     const char *dir = dirname(dir_buffer);
     int code = write_temporary(dir, temp, sizeof temp, mode, slices, count);
     if (code)
-        return fail_errno(err, "write", path, code);
+        return bw_fail_errno(err, "write", path, code);
     if (rename(temp, real)) {
         code = errno;
         unlink(temp);
-        return fail_errno(err, "write", path, code);
+        return bw_fail_errno(err, "write", path, code);
     }
     /* The rename itself reaches the disk with the directory. The file is complete either way, so this cannot fail it.
      */

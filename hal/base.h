@@ -22,6 +22,10 @@ typedef enum bw_log_level { BW_LOG_ERROR = 0, BW_LOG_WARN = 1, BW_LOG_INFO = 2, 
 void bw_log(bw_log_level level, const char *component, const char *format, ...) __attribute__((format(printf, 3, 4)));
 void bw_log_set_level(bw_log_level level);
 
+/* "PATH: cannot VERB: reason: what to do", `code` being an errno; verb is "write" for whatever makes a file.
+ * BW_NOT_FOUND, BW_PERMISSION, BW_NO_MEMORY, BW_INVALID_ARGUMENT or BW_IO, as the errno is. */
+bw_status bw_fail_errno(bw_error *err, const char *verb, const char *path, int code);
+
 /* Maps a whole file read-only. An empty file gives bytes = NULL, size = 0. BW_NOT_FOUND, BW_PERMISSION, BW_IO. */
 bw_status bw_file_map(const char *path, const void **bytes, size_t *size, bw_error *err);
 void bw_file_unmap(const void *bytes, size_t size);

@@ -70,7 +70,8 @@ typedef struct bw_npy_spec {
 /* The header alone, for streams: header_size bytes of `header`; data_bytes of elements are to follow. */
 bw_status bw_npy_make_header(const bw_npy_spec *spec, uint8_t header[BW_NPY_WRITE_HEADER_MAX], size_t *header_size,
                              uint64_t *data_bytes, bw_error *err);
-/* BW_INVALID_ARGUMENT: several arrays for a .npy file. BW_IO, BW_PERMISSION, BW_NO_MEMORY. */
+/* BW_INVALID_ARGUMENT: several arrays for a .npy file, or a device or directory in its place. BW_NOT_FOUND, BW_IO,
+ * BW_PERMISSION, BW_NO_MEMORY. */
 bw_status bw_npy_create(const char *path, const bw_npy_spec *specs, int count, bw_npy_writer **writer, bw_error *err);
 bw_status bw_npy_append(bw_npy_writer *writer, int index, const void *elements, size_t bytes, bw_error *err);
 /* Completes the file and renames it into place; the writer is gone in any case. BW_INTERNAL: an array is not full. */

@@ -12,6 +12,7 @@
 
 #include <zlib.h>
 
+#include "hal/base.h"
 #include "host/npy.h"
 
 enum { LOCAL_SIZE = 30, LOCAL_EXTRA = 20, CENTRAL_SIZE = 46, CENTRAL_EXTRA = 28, END_SIZE = 22 };
@@ -27,7 +28,7 @@ typedef struct member {
 } member;
 
 struct bw_npy_writer {
-    char *path, *temporary;
+    char *path, *target, *temporary; /* as named; without symbolic links; target.PID.tmp */
     int fd, zip, count;
     uint64_t directory; /* offset of the central directory */
     member *members;
@@ -38,6 +39,7 @@ static void free_writer(bw_npy_writer *w)
     if (w->fd >= 0)
         close(w->fd);
     free(w->path);
+    free(w->target);
     free(w->temporary);
     free(w->members);
     free(w);
@@ -60,7 +62,7 @@ static bw_status write_at(const bw_npy_writer *w, uint64_t at, const void *bytes
         if (got < 0 && errno == EINTR)
             continue;
         if (got <= 0)
-            return bw_fail(err, BW_IO, "%s: cannot write %zu bytes: %s", w->path, n, strerror(got ? errno : ENOSPC));
+            return bw_fail_errno(err, "write", w->path, got ? errno : ENOSPC);
         p += got;
         at += (uint64_t)got;
         n -= (size_t)got;
@@ -126,6 +128,25 @@ static bw_status plan(bw_npy_writer *w, const bw_npy_spec *specs, bw_error *err)
     return BW_OK;
 }
 
+/* The file that will be replaced: a symbolic link stays one, a device or a directory is refused. */
+static bw_status find_target(bw_npy_writer *w, bw_error *err)
+{
+    struct stat st;
+    int exists = stat(w->path, &st) == 0;
+    if (exists && !S_ISREG(st.st_mode))
+        return bw_fail(err, BW_INVALID_ARGUMENT, "%s: is %s, expected the name of a file to write", w->path,
+                       S_ISDIR(st.st_mode) ? "a directory" : "not a regular file");
+    w->target = exists ? realpath(w->path, NULL) : strdup(w->path);
+    if (!w->target)
+        return bw_fail_errno(err, "write", w->path, errno);
+    size_t size = strlen(w->target) + 32;
+    w->temporary = malloc(size);
+    if (!w->temporary)
+        return bw_fail(err, BW_NO_MEMORY, "%s: no memory to write it", w->path);
+    snprintf(w->temporary, size, "%s.%ld.tmp", w->target, (long)getpid());
+    return BW_OK;
+}
+
 bw_status bw_npy_create(const char *path, const bw_npy_spec *specs, int count, bw_npy_writer **out, bw_error *err)
 {
     *out = NULL;
@@ -140,19 +161,18 @@ bw_status bw_npy_create(const char *path, const bw_npy_spec *specs, int count, b
     w->zip = zip;
     w->count = count;
     w->path = strdup(path);
-    w->temporary = malloc(length + 32);
     w->members = calloc((size_t)count, sizeof *w->members);
     bw_status status = BW_OK;
-    if (!w->path || !w->temporary || !w->members)
+    if (!w->path || !w->members)
         status = bw_fail(err, BW_NO_MEMORY, "%s: no memory to write it", path);
     if (!status)
         status = plan(w, specs, err);
+    if (!status)
+        status = find_target(w, err);
     if (!status) {
-        snprintf(w->temporary, length + 32, "%s.%ld.tmp", path, (long)getpid());
         w->fd = open(w->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
         if (w->fd < 0)
-            status = bw_fail(err, errno == EACCES || errno == EROFS ? BW_PERMISSION : BW_IO, "%s: cannot create: %s",
-                             path, strerror(errno));
+            status = bw_fail_errno(err, "write", path, errno);
     }
     for (int i = 0; !status && i < count; i++)
         status = write_at(w, w->members[i].data - w->members[i].header_size, w->members[i].header,
@@ -304,8 +324,8 @@ bw_status bw_npy_finish(bw_npy_writer *w, bw_error *err)
     }
     if (!status && w->zip)
         status = write_directory(w, err);
-    if (!status && (fsync(w->fd) || rename(w->temporary, w->path)))
-        status = bw_fail(err, BW_IO, "%s: cannot complete: %s", w->path, strerror(errno));
+    if (!status && (fsync(w->fd) || rename(w->temporary, w->target)))
+        status = bw_fail_errno(err, "write", w->path, errno);
     if (status)
         bw_npy_abandon(w);
     else

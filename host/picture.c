@@ -45,11 +45,14 @@ bw_status bw_picture_decode(const void *bytes, size_t size, bw_picture *picture,
     } else if (size >= sizeof jpeg && memcmp(b, jpeg, sizeof jpeg) == 0) {
         status = bw_picture_decode_jpeg(b, size, picture, err);
     } else {
+        if (!size)
+            return bw_fail(err, BW_INVALID_ARGUMENT, "0 bytes, expected a PNG or a JPEG picture: send one");
         char start[16] = "";
         for (size_t i = 0; i < size && i < 4; i++)
             snprintf(start + 3 * i, sizeof start - 3 * i, " %02x", b[i]);
-        return bw_fail(err, BW_INVALID_ARGUMENT, "%zu bytes starting with%s are neither a PNG nor a JPEG picture", size,
-                       size ? start : " nothing");
+        return bw_fail(err, BW_INVALID_ARGUMENT,
+                       "%zu bytes starting with%s are neither a PNG nor a JPEG picture: convert it to one", size,
+                       start);
     }
     if (status)
         bw_picture_free(picture);

@@ -128,7 +128,7 @@ bw_status bw_picture_decode_jpeg(const uint8_t *bytes, size_t size, bw_picture *
     r->jpeg.client_data = r;
     bw_status status;
     if (setjmp(r->back))
-        status = bw_fail(err, BW_INVALID_ARGUMENT, "damaged JPEG: %s", r->why);
+        status = bw_fail(err, BW_INVALID_ARGUMENT, "damaged JPEG: %s: send it whole", r->why);
     else
         status = decode(r, bytes, size, picture, err);
     jpeg_destroy_decompress(&r->jpeg);

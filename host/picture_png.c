@@ -95,7 +95,7 @@ bw_status bw_picture_decode_png(const uint8_t *bytes, size_t size, bw_picture *p
     if (!info) {
         status = bw_fail(err, BW_NO_MEMORY, "no memory for the PNG reader");
     } else if (setjmp(png_jmpbuf(png))) {
-        status = bw_fail(err, BW_INVALID_ARGUMENT, "damaged PNG: %s", r.why);
+        status = bw_fail(err, BW_INVALID_ARGUMENT, "damaged PNG: %s: send it whole", r.why);
     } else {
         status = decode(png, info, &r, picture, err);
     }

@@ -252,18 +252,41 @@ bw_status bw_program_check_constants(const bw_program *program, const void *cons
     return s;
 }
 
+/* "fp16 msfp12": the names of a set of formats. */
+static const char *format_names(uint32_t formats, char *text, size_t size)
+{
+    size_t n = 0;
+    text[0] = 0;
+    for (unsigned f = 1; f < 32 && n < size; f++) {
+        const bw_format_traits *t = formats >> f & 1 ? bw_format_get((bw_format)f) : NULL;
+        if (t)
+            n += (size_t)snprintf(text + n, size - n, "%s%s", n ? " " : "", t->name);
+    }
+    return n ? text : "none";
+}
+
+static const char *block_sizes(uint32_t blocks, char *text, size_t size)
+{
+    size_t n = 0;
+    text[0] = 0;
+    for (unsigned b = 0; b < 4 && n < size; b++)
+        if (blocks >> b & 1)
+            n += (size_t)snprintf(text + n, size - n, "%s%u", n ? " " : "", 16u << b);
+    return n ? text : "none";
+}
+
 bw_status bw_requirements_met(const bw_requirements *program, const bw_requirements *device, bw_error *err)
 {
     if (program->isa_version != device->isa_version)
         return bw_fail(err, BW_INCOMPATIBLE, "program: ISA version %u, the device runs %u: rebuild the package",
                        program->isa_version, device->isa_version);
+    char text[256];
     uint32_t lacks = program->formats & ~device->formats;
     if (lacks) {
         const bw_format_traits *t = bw_format_get((bw_format)__builtin_ctz(lacks));
-        return bw_fail(
-            err, BW_INCOMPATIBLE,
-            "program: uses format %s (formats 0x%x), the device has formats 0x%x: quantize to another format",
-            t ? t->name : "?", program->formats, device->formats);
+        return bw_fail(err, BW_INCOMPATIBLE,
+                       "program: uses format %s, the device has %s: quantize to one of these or pick another device",
+                       t ? t->name : "?", format_names(device->formats, text, sizeof text));
     }
     lacks = program->opcodes & ~device->opcodes;
     if (lacks)
@@ -273,8 +296,9 @@ bw_status bw_requirements_met(const bw_requirements *program, const bw_requireme
     lacks = program->blocks & ~device->blocks;
     if (lacks)
         return bw_fail(err, BW_INCOMPATIBLE,
-                       "program: uses blocks of %u (blocks 0x%x), the device has 0x%x: quantize with another block",
-                       16u << __builtin_ctz(lacks), program->blocks, device->blocks);
+                       "program: uses blocks of %u, the device has %s: quantize with one of these or pick another "
+                       "device",
+                       16u << __builtin_ctz(lacks), block_sizes(device->blocks, text, sizeof text));
     if (program->act_bytes > device->act_bytes)
         return bw_fail(err, BW_INCOMPATIBLE,
                        "program: needs %" PRIu64 " bytes of activations, the device has %" PRIu64

@@ -49,8 +49,7 @@ static const char *device_uri(bw_device *device, bw_device_info *info)
 }
 
 /* On every device that can; the last refusal is the error when none can. */
-static bw_status open_sessions(package_model *p, const char *path, bw_device *const *devices, size_t device_count,
-                               bw_error *err)
+static bw_status open_sessions(package_model *p, bw_device *const *devices, size_t device_count, bw_error *err)
 {
     bw_error refusal = {BW_OK, ""};
     for (size_t i = 0; i < device_count; i++) {
@@ -61,12 +60,11 @@ static bw_status open_sessions(package_model *p, const char *path, bw_device *co
             continue;
         }
         if (status != BW_INCOMPATIBLE)
-            return bw_fail(err, status, "%s on %s: %s", path, device_uri(devices[i], &info), refusal.message);
+            return bw_fail(err, status, "%s: %s", device_uri(devices[i], &info), refusal.message);
         if (device_count > 1)
-            bw_log(BW_LOG_INFO, "serve", "%s does not run on %s: %s", path, device_uri(devices[i], &info),
-                   refusal.message);
+            bw_log(BW_LOG_INFO, "serve", "not on %s: %s", device_uri(devices[i], &info), refusal.message);
     }
-    return p->count ? BW_OK : bw_fail(err, refusal.status, "%s: %s", path, refusal.message);
+    return p->count ? BW_OK : bw_fail(err, refusal.status, "%s", refusal.message); /* which names the package */
 }
 
 static bw_status describe(bw_model *m, const bw_session *s, const char *path, bw_error *err)
@@ -128,7 +126,7 @@ bw_status bw_package_model_open(const char *path, bw_device *const *devices, siz
         return bw_fail(err, BW_NO_MEMORY, "%s: out of memory", path);
     bw_status status = bw_package_open(path, &p->package, err);
     if (!status)
-        status = open_sessions(p, path, devices, device_count, err);
+        status = open_sessions(p, devices, device_count, err);
     bw_model *m = status ? NULL : bw_model_new(&package_ops, p);
     if (!m) {
         close_model(p);
