@@ -15,6 +15,11 @@
 #define MANIFEST_MAX  (16u << 20)
 #define FORMAT_NAME   "blockwave-package"
 #define SECTIONS_MAX  4096u
+/* The manifest's hash of itself: of its text with these 64 digits as zeros. Only a key of the outermost object follows
+ * a line break and one blank. */
+#define SELF_KEY   "manifest_sha256"
+#define SELF_TEXT  "\n \"" SELF_KEY "\": \""
+#define SELF_ZEROS "0000000000000000000000000000000000000000000000000000000000000000"
 
 struct bw_package {
     const void *bytes;
@@ -38,6 +43,37 @@ void bw_package_close(bw_package *pkg)
     free(pkg);
 }
 
+/* Where the 64 digits are in a manifest's text, or NULL. */
+static char *find_self(const char *text, size_t size)
+{
+    const char *key = memmem(text, size, SELF_TEXT, strlen(SELF_TEXT));
+    if (!key || size - (size_t)(key - text) < strlen(SELF_TEXT) + 64)
+        return NULL;
+    return (char *)key + strlen(SELF_TEXT);
+}
+
+static bw_status check_self(const json_t *manifest, const bw_tar_member *m, bw_error *err)
+{
+    const json_t *self = json_object_get(manifest, SELF_KEY);
+    if (!self)
+        return BW_OK;
+    size_t size = (size_t)m->size;
+    char *copy = malloc(size), *digits, hex[65], said[65] = "";
+    if (!copy)
+        return bw_fail(err, BW_NO_MEMORY, "no memory to check %s", MANIFEST_NAME);
+    memcpy(copy, m->bytes, size);
+    if ((digits = find_self(copy, size))) {
+        memcpy(said, digits, 64);
+        memcpy(digits, SELF_ZEROS, 64);
+    }
+    bw_sha256_hex(copy, size, hex);
+    free(copy);
+    if (strcmp(hex, said) != 0)
+        return bw_fail(err, BW_CHECKSUM, "%s has SHA-256 %s, its \"%s\" is '%s': the file is damaged, copy it again",
+                       MANIFEST_NAME, hex, SELF_KEY, said);
+    return BW_OK;
+}
+
 static bw_status read_manifest(bw_package *pkg, const bw_tar_member *m, bw_error *err)
 {
     if (strcmp(m->name, MANIFEST_NAME) != 0)
@@ -53,6 +89,9 @@ static bw_status read_manifest(bw_package *pkg, const bw_tar_member *m, bw_error
     if (!format || strcmp(format, FORMAT_NAME) != 0)
         return bw_fail(err, BW_CORRUPT, "%s: \"format\" is '%s', expected '%s': not a package", MANIFEST_NAME,
                        format ? format : "(absent)", FORMAT_NAME);
+    bw_status status = check_self(pkg->manifest, m, err);
+    if (status)
+        return status;
     const json_t *version = json_object_get(pkg->manifest, "version");
     if (!json_is_integer(version))
         return bw_fail(err, BW_CORRUPT, "%s: \"version\" is not a number", MANIFEST_NAME);
@@ -239,7 +278,7 @@ const char *bw_package_section_name(const bw_package *pkg, size_t index)
     return index < pkg->count ? pkg->sections[index].name : NULL;
 }
 
-/* Sets "format", "version" and "sections" in the manifest. */
+/* Sets "format", "version", "sections" and zeros for the hash in the manifest. */
 static bw_status complete_manifest(json_t *manifest, const bw_package_section_in *sections, size_t count, bw_error *err)
 {
     json_t *list = json_array();
@@ -255,6 +294,7 @@ static bw_status complete_manifest(json_t *manifest, const bw_package_section_in
     }
     if (!list || json_object_set_new(manifest, "sections", list) ||
         json_object_set_new(manifest, "format", json_string(FORMAT_NAME)) ||
+        json_object_set_new(manifest, SELF_KEY, json_string(SELF_ZEROS)) ||
         json_object_set_new(manifest, "version", json_integer(BW_PACKAGE_VERSION)))
         return bw_fail(err, BW_NO_MEMORY, "no memory for the manifest");
     return BW_OK;
@@ -311,6 +351,9 @@ bw_status bw_package_write(const char *path, json_t *manifest, const bw_package_
         status = bw_fail(err, BW_INVALID_ARGUMENT, "%s: the manifest has %zu bytes, at most %u fit a package", path,
                          strlen(text), MANIFEST_MAX);
     } else {
+        char hex[65];
+        bw_sha256_hex(text, strlen(text), hex);
+        memcpy(find_self(text, strlen(text)), hex, 64);
         add_member(MANIFEST_NAME, text, strlen(text), headers, slices);
         for (size_t i = 0; i < count; i++)
             add_member(sections[i].name, sections[i].bytes, sections[i].size, headers + (i + 1) * BW_TAR_BLOCK,

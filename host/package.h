@@ -46,7 +46,7 @@ typedef struct bw_package_section_in {
 } bw_package_section_in;
 
 /* Writes the package to a temporary file beside `path` and renames it: a failure leaves nothing behind. `manifest`
- * gets "format", "version" and "sections" set. BW_IO, BW_NO_MEMORY, BW_INVALID_ARGUMENT. */
+ * gets "format", "version", "sections" and "manifest_sha256" set. BW_IO, BW_NO_MEMORY, BW_INVALID_ARGUMENT. */
 bw_status bw_package_write(const char *path, json_t *manifest, const bw_package_section_in *sections, size_t count,
                            bw_error *err);
 

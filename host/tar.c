@@ -109,13 +109,16 @@ bw_status bw_tar_next(const uint8_t *bytes, uint64_t size, uint64_t *offset, bw_
     const uint8_t *h = bytes + at;
     if (all_zero(h, BW_TAR_BLOCK)) {
         if (!all_zero(h, size - at))
-            return bw_fail(err, BW_CORRUPT, "data after the archive's end at byte %" PRIu64 ", expected zeros", at);
+            return bw_fail(err, BW_CORRUPT,
+                           "data after the archive's end at byte %" PRIu64 ", expected zeros: damaged, copy it again",
+                           at);
         *end = 1;
         return BW_OK;
     }
     uint64_t sum = 0, length = 0;
     if (!get_octal(h + AT_CHECKSUM, 6, &sum) || sum != checksum(h))
-        return bw_fail(err, BW_CORRUPT, "bad header checksum at byte %" PRIu64 ": damaged, or not a package", at);
+        return bw_fail(err, BW_CORRUPT,
+                       "bad header checksum at byte %" PRIu64 ": damaged, copy it again, or not a package", at);
     memcpy(member->name, h + AT_NAME, BW_TAR_NAME_MAX);
     member->name[BW_TAR_NAME_MAX] = 0;
     if (h[AT_NAME + BW_TAR_NAME_MAX] != 0 || !bw_tar_name_ok(member->name))
@@ -139,7 +142,8 @@ bw_status bw_tar_next(const uint8_t *bytes, uint64_t size, uint64_t *offset, bw_
                        member->name, length, room);
     uint64_t padded = (length + BW_TAR_BLOCK - 1) / BW_TAR_BLOCK * BW_TAR_BLOCK;
     if (padded > room || !all_zero(h + BW_TAR_BLOCK + length, padded - length))
-        return bw_fail(err, BW_CORRUPT, "member '%s': padding after its %" PRIu64 " bytes is cut or not zero",
+        return bw_fail(err, BW_CORRUPT,
+                       "member '%s': padding after its %" PRIu64 " bytes is cut or not zero: damaged, copy it again",
                        member->name, length);
     member->bytes = h + BW_TAR_BLOCK;
     member->size = length;
