@@ -325,7 +325,7 @@ static void refuse(const void *bytes, size_t size, const char *says)
 static void test_damaged(void **state)
 {
     (void)state;
-    refuse("", 0, "neither");
+    refuse("", 0, "0 bytes, expected");
     refuse("GIF89a", 6, "47 49 46 38");
     refuse("\x89PNG\r\n\x1a\n", 8, "damaged PNG");
     refuse("\xff\xd8\xff", 3, "damaged JPEG");
