@@ -31,7 +31,7 @@ def until(condition, seconds=10):
 
 def full_queue_is_refused_at_once():
     with Server(package("slow"), "--workers", "1", "--queue", "1") as server:
-        calls = [server.client.kserve.ModelInfer.future(slow_request(2048), timeout=60 * SLOW) for _ in range(6)]
+        calls = [server.client.kserve.ModelInfer.future(slow_request(128), timeout=60 * SLOW) for _ in range(6)]
         refused = [c.exception() for c in calls]
         refused = [e for e in refused if e is not None]
         assert 1 <= len(refused) <= 4, refused  # at least the first two are done
@@ -44,13 +44,13 @@ def full_queue_is_refused_at_once():
 def a_cancelled_request_leaves_the_queue():
     with Server(package("slow"), package("double"), "--workers", "1", "--queue", "1") as server:
         kserve = server.client.kserve
-        running = kserve.ModelInfer.future(slow_request(), timeout=60 * SLOW)
+        running = kserve.ModelInfer.future(slow_request(512), timeout=60 * SLOW)
         time.sleep(0.3)
-        waiting = kserve.ModelInfer.future(slow_request(), timeout=60 * SLOW)
+        waiting = kserve.ModelInfer.future(slow_request(512), timeout=60 * SLOW)
         time.sleep(0.3)
         refused = 0
         if not running.done():  # on a fast machine the moment may have passed
-            error = fails("RESOURCE_EXHAUSTED", "queue is full", kserve.ModelInfer, slow_request(16))
+            error = fails("RESOURCE_EXHAUSTED", "queue is full", kserve.ModelInfer, slow_request(1))
             refused = error is not None
         waiting.cancel()
         if refused:

@@ -4,6 +4,7 @@
 
 usage: make_package.py KIND OUT.bw [NAME [VERSION]]
   double   x [-1,4]      -> y = 2x
+  wide     x [-1,1024]   -> y = 2x
   sum      a, b [-1,3]   -> y = a + b, d = a - b
   picture  image [-1,3,8,8] with pre-processing -> y = 2 image
   slow     x [-1,1024]   -> y, a chain of matrix products: time grows with the batch
@@ -42,8 +43,8 @@ class Graph:
 
 def build(kind):
     g, preprocess = Graph(), None
-    if kind in ("double", "one", "picture", "golden"):
-        dims = {"double": [-1, 4], "golden": [-1, 4], "one": [1, 4], "picture": [-1, 3, 8, 8]}[kind]
+    if kind in ("double", "wide", "one", "picture", "golden"):
+        dims = {"double": [-1, 4], "wide": [-1, 1024], "golden": [-1, 4], "one": [1, 4], "picture": [-1, 3, 8, 8]}[kind]
         x = g.value({"picture": "image", "golden": "input"}.get(kind, "x"), dims)
         two = g.constant("two", [1], struct.pack("<f", 2.0))
         y = g.value("logits" if kind == "golden" else "y", dims)
@@ -59,7 +60,7 @@ def build(kind):
         g.node("Sub", [a, b], [d])
         return g, [a, b], [y, d], None
     if kind == "slow":
-        n, width = 6, 1024
+        n, width = 24, 1024
         x = last = g.value("x", [-1, width])
         w = g.constant("w", [width, width], struct.pack("<f", 1.0 / width) * (width * width))
         for i in range(n):

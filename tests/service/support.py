@@ -141,8 +141,8 @@ def infer_value(reply, index=0):
     return flat.reshape(out.shape)
 
 
-def slow_request(batch=4096):
-    """About a second of work on one core."""
+def slow_request(batch=1024):
+    """About a second of work on one core, in proportion to the batch."""
     return infer_request("slow", {"x": np.ones((batch, 1024), "<f4")})
 
 
