@@ -77,6 +77,7 @@ static void enlist(bw_grpc_call *c)
         c->next->previous = c;
     c->t->calls = c;
     c->t->call_count++;
+    c->t->last_arrival_ns = c->base.received_ns;
     pthread_mutex_unlock(&c->t->mutex);
 }
 
@@ -128,6 +129,7 @@ static void unref(bw_grpc_call *c)
 static int start(bw_grpc_call *c, const grpc_op *ops, size_t count, bw_grpc_tag *tag)
 {
     atomic_fetch_add(&c->refs, 1);
+    BW_HAND_OVER(tag);
     grpc_call_error error = grpc_call_start_batch(c->core, ops, count, tag, NULL);
     if (error == GRPC_CALL_OK)
         return 0;
@@ -434,6 +436,7 @@ int bw_grpc_request_call(bw_grpc *t)
     grpc_call_details_init(&c->details);
     grpc_metadata_array_init(&c->headers);
     pthread_mutex_init(&c->mutex, NULL);
+    BW_HAND_OVER(&c->arrived);
     if (grpc_server_request_call(t->server, &c->core, &c->details, &c->headers, t->queue, t->queue, &c->arrived) !=
         GRPC_CALL_OK) {
         free_call(c);

@@ -49,6 +49,7 @@ static void *poll_loop(void *arg)
         if (event.type == GRPC_QUEUE_SHUTDOWN)
             return NULL;
         bw_grpc_tag *tag = event.tag;
+        BW_TAKE_OVER(tag);
         tag->done(tag, event.success);
     }
 }
@@ -116,6 +117,7 @@ static void free_transport(bw_grpc *t)
     pthread_cond_destroy(&t->wake);
     pthread_cond_destroy(&t->none_left);
     pthread_mutex_destroy(&t->mutex);
+    bw_listener_close(t->listener);
     free(t);
 }
 
@@ -214,8 +216,7 @@ void bw_grpc_refuse_new(bw_grpc *t)
     /* Core's own shutdown answers calls that are on their way with CANCELLED, which clients do not try again: so calls
      * are refused here, and core is shut down when none is left. */
     atomic_store(&t->refusing, 1);
-    bw_listener_close(t->listener);
-    t->listener = NULL;
+    bw_listener_stop(t->listener);
 }
 
 int bw_grpc_idle(bw_grpc *t, int ms)
@@ -236,6 +237,14 @@ int bw_grpc_idle(bw_grpc *t, int ms)
     return idle;
 }
 
+int bw_grpc_quiet(bw_grpc *t, int ms)
+{
+    pthread_mutex_lock(&t->mutex);
+    uint64_t last = t->last_arrival_ns;
+    pthread_mutex_unlock(&t->mutex);
+    return bw_now_ns() - last >= (uint64_t)ms * 1000000u;
+}
+
 unsigned bw_grpc_calls(bw_grpc *t)
 {
     pthread_mutex_lock(&t->mutex);
@@ -246,9 +255,12 @@ unsigned bw_grpc_calls(bw_grpc *t)
 
 static void begin_shutdown(bw_grpc *t)
 {
-    if (!t->shutting_down)
-        grpc_server_shutdown_and_notify(t->server, t->stop_queue, t);
+    if (t->shutting_down)
+        return;
     t->shutting_down = 1;
+    /* First the connections: a request on its way then fails as UNAVAILABLE, not as CANCELLED. */
+    bw_listener_hang_up(t->listener);
+    grpc_server_shutdown_and_notify(t->server, t->stop_queue, t);
 }
 
 void bw_grpc_cancel_all(bw_grpc *t)

@@ -40,6 +40,8 @@ int bw_grpc_port(const bw_grpc *transport);
 void bw_grpc_refuse_new(bw_grpc *transport);
 /* Waits up to `ms` for the last call to end; 1 if it has. */
 int bw_grpc_idle(bw_grpc *transport, int ms);
+/* 1 if no call has arrived for `ms`. */
+int bw_grpc_quiet(bw_grpc *transport, int ms);
 /* Calls that have not ended. */
 unsigned bw_grpc_calls(bw_grpc *transport);
 /* Refuses new calls and cuts off every call in flight. */

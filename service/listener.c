@@ -23,9 +23,10 @@ struct bw_listener {
     int port;
     char address[300];
     int started;
-    int max_fd; /* sockets numbered above this are over the limit */
+    int max_fd;        /* sockets numbered above this are over the limit */
+    uint8_t *accepted; /* by number: has been a connection of ours */
     pthread_t thread;
-    void (*accepted)(int fd, void *user);
+    void (*hand_over)(int fd, void *user);
     void *user;
 };
 
@@ -178,7 +179,8 @@ static void *accept_loop(void *arg)
             continue; /* the peer gave up meanwhile, or a signal */
         int on = 1;
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-        l->accepted(fd, l->user);
+        l->accepted[fd] = 1;
+        l->hand_over(fd, l->user);
     }
     return NULL;
 }
@@ -191,8 +193,11 @@ bw_status bw_listener_start(bw_listener *l, int max_connections, void (*accepted
     if (lowest >= 0)
         close(lowest);
     l->max_fd = (lowest > 0 ? lowest : l->fd) + max_connections - 1;
-    l->accepted = accepted;
+    l->hand_over = accepted;
     l->user = user;
+    l->accepted = calloc((size_t)l->max_fd + 1, 1);
+    if (!l->accepted)
+        return bw_fail(err, BW_NO_MEMORY, "out of memory for %d connections", max_connections);
     if (pthread_create(&l->thread, NULL, accept_loop, l))
         return bw_fail(err, BW_NO_MEMORY, "cannot start the accept thread");
     l->started = 1;
@@ -209,16 +214,47 @@ int bw_listener_port(const bw_listener *l)
     return l->port;
 }
 
+void bw_listener_stop(bw_listener *l)
+{
+    uint64_t one = 1;
+    if (l->started && write(l->wake, &one, sizeof one) == sizeof one)
+        pthread_join(l->thread, NULL);
+    l->started = 0;
+    if (l->fd >= 0)
+        close(l->fd);
+    l->fd = -1;
+}
+
+/* The port of a connected socket's own end; -1 if it is none. */
+static int own_port(int fd)
+{
+    struct sockaddr_storage name;
+    socklen_t size = sizeof name;
+    if (getpeername(fd, (struct sockaddr *)&name, &size))
+        return -1;
+    size = sizeof name;
+    if (getsockname(fd, (struct sockaddr *)&name, &size))
+        return -1;
+    if (name.ss_family == AF_INET)
+        return ntohs(((struct sockaddr_in *)&name)->sin_port);
+    return name.ss_family == AF_INET6 ? ntohs(((struct sockaddr_in6 *)&name)->sin6_port) : -1;
+}
+
+void bw_listener_hang_up(bw_listener *l)
+{
+    /* Numbers are used again by others; what has our port at its own end is a connection of ours. */
+    for (int fd = 0; l->accepted && fd <= l->max_fd; fd++) {
+        if (l->accepted[fd] && own_port(fd) == l->port)
+            shutdown(fd, SHUT_RDWR);
+    }
+}
+
 void bw_listener_close(bw_listener *l)
 {
     if (!l)
         return;
-    if (l->started) {
-        uint64_t one = 1;
-        if (write(l->wake, &one, sizeof one) == sizeof one)
-            pthread_join(l->thread, NULL);
-    }
-    close(l->fd);
+    bw_listener_stop(l);
     close(l->wake);
+    free(l->accepted);
     free(l);
 }

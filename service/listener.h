@@ -23,7 +23,12 @@ bw_status bw_listener_start(bw_listener *listener, int max_connections, void (*a
 /* "127.0.0.1:50051", the port being the real one. */
 const char *bw_listener_address(const bw_listener *listener);
 int bw_listener_port(const bw_listener *listener);
-/* Stops the thread and closes the socket. NULL allowed. */
+/* Stops the thread and closes the listening socket; connections stay. */
+void bw_listener_stop(bw_listener *listener);
+/* After stop: ends the connections that were accepted and are still there, whoever owns them now. Bytes written before
+ * still arrive; a client in the middle of a call sees the connection end, which it may take as "try elsewhere". */
+void bw_listener_hang_up(bw_listener *listener);
+/* Stops, and frees. NULL allowed. */
 void bw_listener_close(bw_listener *listener);
 
 #endif

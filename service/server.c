@@ -241,8 +241,15 @@ bw_status bw_server_stop(bw_server *s, const bw_server_options *o, int (*hurry)(
     }
     bw_health_close(s->health);
     bw_grpc_refuse_new(s->grpc);
-    while (!bw_grpc_idle(s->grpc, 20) && !in_hurry && bw_now_ns() < until)
+    /* Idle for a moment is not enough: a client that has just been answered may send again, and should hear
+     * UNAVAILABLE. But one that does not listen to that is not waited for. */
+    uint64_t patience = bw_now_ns() + 1000000000u;
+    while (!in_hurry && (now = bw_now_ns()) < until) {
+        if (bw_grpc_idle(s->grpc, 20) && (bw_grpc_quiet(s->grpc, 100) || now > patience))
+            break;
+        sleep_ms(5);
         in_hurry = hurry && hurry(user);
+    }
     if (!bw_grpc_idle(s->grpc, 0)) {
         *cut = bw_grpc_calls(s->grpc);
         bw_grpc_cancel_all(s->grpc);

@@ -40,14 +40,14 @@ class Server:
     """A running blockwave-serve; leaving the block stops it and checks that it ends well (also under LeakSanitizer)."""
     count = 0
 
-    def __init__(self, *args, before=(), expect=0):
+    def __init__(self, *args, before=(), expect=0, lame_duck_ms=200):
         Server.count += 1
         self.port_file = os.path.join(WORK, f"port{Server.count}")
         self.log = os.path.join(WORK, f"log{Server.count}")
         self.expect = expect
         with open(self.log, "w") as log:
             self.process = subprocess.Popen([*before, SERVE, *args, "--grpc", "127.0.0.1:0", "--port-file",
-                                             self.port_file, "--lame-duck-ms", "200"], stderr=log)
+                                             self.port_file, "--lame-duck-ms", str(lame_duck_ms)], stderr=log)
         until = time.time() + 30 * SLOW
         while not os.path.exists(self.port_file):
             if self.process.poll() is not None or time.time() > until:
