@@ -62,7 +62,7 @@ SCRIPT_TESTS := $(wildcard tests/cli/test_*.sh tests/service/test_*.sh tests/doc
 
 .DEFAULT_GOAL := all
 .PHONY: all help deps check test test-long conformance asan ubsan tsan fuzz fuzz-build bench install uninstall demo clean report \
-    unit-tests tests-build format
+    unit-tests tests-build format FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
