@@ -21,6 +21,7 @@ typedef struct bw_recipe {
     bw_format vector;      /* residual, depthwise and element-wise tensors: BW_FORMAT_FP16 or BF16 */
     int first_last_float;  /* leave first and last layer on the CPU in fp32 */
     bw_scale_rule scale_rule;
+    int no_patches; /* leave few input channels as they are instead of gathering patches (PATCH) */
 } bw_recipe;
 
 typedef struct bw_stage_tensor {

@@ -205,7 +205,7 @@ static bw_status lower_conv(struct lowering *l, int out_value)
     int patched = 0;
     if (w->groups > 1) {
         in = group_input(l, in, &groups, &merged);
-    } else if (ir->values[in].input >= 0 && taps > 1 &&
+    } else if (!ir->recipe->no_patches && ir->values[in].input >= 0 && taps > 1 &&
                2 * ((taps * w->group_channels + block - 1) / block) <=
                    taps * ((w->group_channels + block - 1) / block)) {
         /* Few input channels would leave most of each block empty: gather the patches into the channel axis. */

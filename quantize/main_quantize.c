@@ -32,6 +32,10 @@ static const char help[] =
     "                           narrow (default): quantized like the others\n"
     "      --scale-rule W       scale of a block of weights: floor (default): floor(log2(max));\n"
     "                           mse: the least squared error among it and its neighbours\n"
+    "      --no-fold-batchnorm  batch normalisations stay operations of their own, so that\n"
+    "                           weights are rounded as they were trained\n"
+    "      --input-transform W  auto (default): a first layer of few channels reads gathered\n"
+    "                           patches; none: it reads pixels, each a block: finer, slower\n"
     "      --recipe R.json      all of this from a file; options override it\n"
     "Calibration:\n"
     "      --calib DATA         a directory of pictures, FILE.npz or FILE.npy: measures the\n"
@@ -58,6 +62,9 @@ enum {
     OPT_WEIGHTS,
     OPT_ACTIVATIONS,
     OPT_BLOCK,
+    OPT_FOLD,
+    OPT_TRANSFORM,
+    OPT_NO_FOLD,
     OPT_VECTOR,
     OPT_FIRST_LAST,
     OPT_SCALE_RULE,
@@ -82,6 +89,9 @@ static const struct option options[] = {{"format", 1, NULL, OPT_FORMAT},
                                         {"vector", 1, NULL, OPT_VECTOR},
                                         {"first-last", 1, NULL, OPT_FIRST_LAST},
                                         {"scale-rule", 1, NULL, OPT_SCALE_RULE},
+                                        {"fold-batchnorm", 0, NULL, OPT_FOLD},
+                                        {"no-fold-batchnorm", 0, NULL, OPT_NO_FOLD},
+                                        {"input-transform", 1, NULL, OPT_TRANSFORM},
                                         {"recipe", 1, NULL, OPT_RECIPE},
                                         {"calib", 1, NULL, OPT_CALIB},
                                         {"calib-count", 1, NULL, OPT_CALIB_COUNT},
@@ -149,6 +159,15 @@ static bw_status recipe_option(int c, const char *arg, bw_quantize_recipe *r, bw
         if (strcmp(arg, "floor") != 0 && strcmp(arg, "mse") != 0)
             return bw_fail(err, BW_INVALID_ARGUMENT, "--scale-rule: '%s', must be floor or mse", arg);
         r->core.scale_rule = !strcmp(arg, "mse") ? BW_SCALE_MSE : BW_SCALE_FLOOR;
+        return BW_OK;
+    case OPT_FOLD:
+    case OPT_NO_FOLD:
+        r->keep_batchnorm = c == OPT_NO_FOLD;
+        return BW_OK;
+    case OPT_TRANSFORM:
+        if (strcmp(arg, "auto") != 0 && strcmp(arg, "none") != 0)
+            return bw_fail(err, BW_INVALID_ARGUMENT, "--input-transform: '%s', must be auto or none", arg);
+        r->core.no_patches = !strcmp(arg, "none");
         return BW_OK;
     case OPT_BIAS:
     case OPT_NO_BIAS:
@@ -401,7 +420,8 @@ static bw_status load(struct job *j, bw_error *err)
     if (j->a.preprocess && (s = read_preprocess(j->a.preprocess, &j->preprocess, &j->preprocess_json, err)))
         return s;
     if ((s = bw_onnx_import(j->a.model, j->a.bindings, j->a.binding_count, &j->g, &j->info, err)) ||
-        (s = keep_graph(j->a.keep, "1-imported", j->g, err)) || (s = bw_passes_run(j->g, err)) ||
+        (s = keep_graph(j->a.keep, "1-imported", j->g, err)) ||
+        (s = j->a.recipe.keep_batchnorm ? bw_passes_run_unfolded(j->g, err) : bw_passes_run(j->g, err)) ||
         (s = keep_graph(j->a.keep, "2-passes", j->g, err)))
         return s;
     if (j->preprocess_json) {

@@ -248,17 +248,10 @@ static bw_status drop_unused_values(bw_graph *g, bw_error *err)
     return BW_OK;
 }
 
-bw_status bw_passes_run(bw_graph *g, bw_error *err)
+static bw_status run_passes(bw_graph *g, bw_pass_visit *fold, bw_error *err)
 {
-    static bw_pass_visit *const passes[] = {
-        bw_pass_noop,
-        bw_pass_sum,
-        bw_pass_mean,
-        bw_pass_gemm,
-        bw_pass_pad,
-        bw_pass_fold_affine,
-        bw_pass_split_batchnorm,
-        bw_pass_noop,
+    bw_pass_visit *const passes[] = {
+        bw_pass_noop, bw_pass_sum, bw_pass_mean, bw_pass_gemm, bw_pass_pad, fold, bw_pass_split_batchnorm, bw_pass_noop,
     };
     bw_status st = bw_graph_sort(g, err);
     if (!st)
@@ -274,6 +267,16 @@ bw_status bw_passes_run(bw_graph *g, bw_error *err)
     for (size_t i = 0; i < sizeof passes / sizeof passes[0] && !st; i++)
         st = bw_pass_run(g, passes[i], err);
     return st ? st : drop_unused_values(g, err);
+}
+
+bw_status bw_passes_run(bw_graph *g, bw_error *err)
+{
+    return run_passes(g, bw_pass_fold_affine, err);
+}
+
+bw_status bw_passes_run_unfolded(bw_graph *g, bw_error *err)
+{
+    return run_passes(g, bw_pass_fold_operands, err);
 }
 
 /* --- matchers --------------------------------------------------------------------------------------------------- */

@@ -19,6 +19,10 @@
  */
 bw_status bw_passes_run(bw_graph *g, bw_error *err);
 
+/* The same, but a BatchNormalization always becomes Mul + Add (a per-channel operation of its own on the accelerator's
+ * vector path): the weights are then rounded as they were trained, which direct casts to few bits can be kinder to. */
+bw_status bw_passes_run_unfolded(bw_graph *g, bw_error *err);
+
 /*
  * Channel shuffle: Reshape [N, C, ...] -> [N, groups, C / groups, ...], Transpose of axes 1 and 2, Reshape back, with
  * nobody else reading in between. 1 if it starts at `node`; then *groups and the index of the last Reshape, whose

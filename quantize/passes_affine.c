@@ -390,6 +390,12 @@ bw_status bw_pass_fold_affine(bw_pass *p, int node, bw_error *err)
     return st;
 }
 
+/* Mul and Add only: a BatchNormalization stays apart from the product before it. */
+bw_status bw_pass_fold_operands(bw_pass *p, int node, bw_error *err)
+{
+    return is_op(&p->g->nodes[node], "BatchNormalization") ? BW_OK : bw_pass_fold_affine(p, node, err);
+}
+
 /* --- what is left ----------------------------------------------------------------------------------------------- */
 
 /* A per-channel constant as [C, 1, ...], so that it broadcasts against a tensor of `rank` axes. */

@@ -40,6 +40,6 @@ const bw_array *bw_pass_const(const bw_pass *p, int node, int index); /* fp32 or
 /* passes_rewrite.c */
 bw_pass_visit bw_pass_noop, bw_pass_sum, bw_pass_mean, bw_pass_pad;
 /* passes_affine.c */
-bw_pass_visit bw_pass_gemm, bw_pass_fold_affine, bw_pass_split_batchnorm;
+bw_pass_visit bw_pass_gemm, bw_pass_fold_affine, bw_pass_fold_operands, bw_pass_split_batchnorm;
 
 #endif

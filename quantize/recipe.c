@@ -84,9 +84,21 @@ static bw_status read_key(const char *key, const json_t *v, bw_quantize_recipe *
         r->bias_correction = json_is_true(v);
         return BW_OK;
     }
+    if (!strcmp(key, "fold_batchnorm")) {
+        if (!json_is_boolean(v))
+            return bad_type(key, "true or false", err);
+        r->keep_batchnorm = !json_is_true(v);
+        return BW_OK;
+    }
+    if (!strcmp(key, "input_transform")) {
+        if (!text || (strcmp(text, "auto") != 0 && strcmp(text, "none") != 0))
+            return bad_type(key, "\"auto\" or \"none\"", err);
+        r->core.no_patches = !strcmp(text, "none");
+        return BW_OK;
+    }
     return bw_fail(err, BW_INVALID_ARGUMENT,
                    "recipe: unknown key \"%.64s\", known are format, weights, activations, vector, block, first_last, "
-                   "scale_rule, bias_correction",
+                   "scale_rule, bias_correction, fold_batchnorm, input_transform",
                    key);
 }
 
@@ -144,9 +156,10 @@ bw_status bw_recipe_settle(bw_quantize_recipe *r, bw_error *err)
 
 json_t *bw_recipe_to_json(const bw_quantize_recipe *r)
 {
-    return json_pack("{s:s, s:s, s:s, s:i, s:s, s:s, s:b}", "weights", bw_format_get(r->core.weights)->name,
+    return json_pack("{s:s, s:s, s:s, s:i, s:s, s:s, s:b, s:b, s:s}", "weights", bw_format_get(r->core.weights)->name,
                      "activations", bw_format_get(r->core.activations)->name, "vector",
                      bw_format_get(r->core.vector)->name, "block", (int)r->core.block, "first_last",
                      r->core.first_last_float ? "float" : "narrow", "scale_rule",
-                     r->core.scale_rule == BW_SCALE_MSE ? "mse" : "floor", "bias_correction", r->bias_correction);
+                     r->core.scale_rule == BW_SCALE_MSE ? "mse" : "floor", "bias_correction", r->bias_correction,
+                     "fold_batchnorm", !r->keep_batchnorm, "input_transform", r->core.no_patches ? "none" : "auto");
 }

@@ -17,6 +17,7 @@
 typedef struct bw_quantize_recipe {
     bw_recipe core;      /* formats; block 0: the default block of the formats */
     int bias_correction; /* correct biases on the calibration samples */
+    int keep_batchnorm;  /* batch normalisations stay operations of their own (bw_passes_run_unfolded) */
 } bw_quantize_recipe;
 
 /* msfp16 weights and activations, fp16 vectors, first and last layer narrow, nothing corrected; block 0. */
