@@ -25,6 +25,8 @@ typedef struct bw_model_ops {
     /* As bw_session_run; from several threads at once. */
     bw_status (*run)(void *self, const bw_array *inputs, bw_array *outputs, const bw_run_options *options,
                      bw_error *err);
+    /* 0: every device is lost, runs can only fail. */
+    int (*alive)(void *self);
     void (*close)(void *self);
 } bw_model_ops;
 

@@ -2,13 +2,16 @@
 /* A model from a package, on one or more devices. */
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "hal/base.h"
 #include "service/model.h"
 
 typedef struct replica {
     bw_session *session;
+    bw_device *device;
     atomic_uint runs; /* under way */
+    atomic_int dead;  /* its device is lost for good */
 } replica;
 
 typedef struct package_model {
@@ -17,19 +20,56 @@ typedef struct package_model {
     replica replicas[];
 } package_model;
 
+/* The living one with the fewest runs under way. A dead device fails at once and would draw all work to itself. */
+static replica *choose(package_model *p)
+{
+    replica *best = NULL;
+    for (size_t i = 0; i < p->count; i++) {
+        replica *r = &p->replicas[i];
+        if (!atomic_load(&r->dead) && (!best || atomic_load(&r->runs) < atomic_load(&best->runs)))
+            best = r;
+    }
+    return best;
+}
+
+/* A run ends before the reset that follows has shown whether the device lives: that is worth waiting for. */
+static void mark_if_dead(replica *r)
+{
+    bw_device_info info = {.health = BW_HEALTH_OK};
+    for (int waited_ms = 0; waited_ms < 2000; waited_ms += 5) {
+        if (bw_device_info_get(r->device, &info, NULL) || info.health != BW_HEALTH_RESETTING)
+            break;
+        struct timespec moment = {0, 5000000};
+        nanosleep(&moment, NULL);
+    }
+    if (info.health != BW_HEALTH_DEAD || atomic_exchange(&r->dead, 1))
+        return;
+    bw_log(BW_LOG_ERROR, "serve", "device %s is lost: nothing is sent to it any more", info.uri);
+}
+
 static bw_status run(void *self, const bw_array *inputs, bw_array *outputs, const bw_run_options *options,
                      bw_error *err)
 {
     package_model *p = self;
-    replica *least = &p->replicas[0];
-    for (size_t i = 1; i < p->count; i++) {
-        if (atomic_load(&p->replicas[i].runs) < atomic_load(&least->runs))
-            least = &p->replicas[i];
+    for (;;) {
+        replica *r = choose(p);
+        if (!r)
+            return bw_fail(err, BW_DEVICE_LOST, "every device of this model is lost: restart the server");
+        atomic_fetch_add(&r->runs, 1);
+        bw_status status = bw_session_run(r->session, inputs, outputs, options, err);
+        atomic_fetch_sub(&r->runs, 1);
+        if (status != BW_DEVICE_LOST)
+            return status;
+        /* With another device there is another try: nothing was answered yet. */
+        mark_if_dead(r);
+        if (!atomic_load(&r->dead))
+            return status;
     }
-    atomic_fetch_add(&least->runs, 1);
-    bw_status status = bw_session_run(least->session, inputs, outputs, options, err);
-    atomic_fetch_sub(&least->runs, 1);
-    return status;
+}
+
+static int alive(void *self)
+{
+    return choose(self) != NULL;
 }
 
 static void close_model(void *self)
@@ -41,7 +81,7 @@ static void close_model(void *self)
     free(p);
 }
 
-static const bw_model_ops package_ops = {run, close_model};
+static const bw_model_ops package_ops = {run, alive, close_model};
 
 static const char *device_uri(bw_device *device, bw_device_info *info)
 {
@@ -56,7 +96,7 @@ static bw_status open_sessions(package_model *p, bw_device *const *devices, size
         bw_device_info info;
         bw_status status = bw_session_open(p->package, devices[i], &p->replicas[p->count].session, &refusal);
         if (!status) {
-            p->count++;
+            p->replicas[p->count++].device = devices[i];
             continue;
         }
         if (status != BW_INCOMPATIBLE)

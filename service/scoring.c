@@ -365,6 +365,8 @@ static void work(bw_job *job)
         };
         status = s->model->ops->run(s->model->self, s->inputs, s->outputs, &options, &err);
         s->ran = !status;
+        if (status == BW_DEVICE_LOST && s->scorer->model_lost && !s->model->ops->alive(s->model->self))
+            s->scorer->model_lost(s->model, s->scorer->model_lost_user);
     }
     if (status)
         bw_scoring_fail(s, &err);

@@ -26,6 +26,9 @@ typedef struct bw_scorer {
     bw_scheduler *scheduler;
     size_t tensor_bytes_max; /* fp32 inputs of one request */
     uint64_t timeout_ns;     /* of a request without a nearer deadline */
+    /* Called when a model has lost its last device; may be NULL. */
+    void (*model_lost)(const bw_model *m, void *user);
+    void *model_lost_user;
 } bw_scorer;
 
 typedef struct bw_scoring bw_scoring;

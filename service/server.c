@@ -25,6 +25,7 @@ struct bw_server {
     bw_grpc *grpc;
     bw_device **devices;
     size_t device_count;
+    atomic_int sick;
 };
 
 static const char *const service_names[] = {"tensorflow.serving.PredictionService", "inference.GRPCInferenceService",
@@ -74,6 +75,15 @@ static void add_methods(bw_server *s)
     add_method(s, "/grpc.health.v1.Health/Watch", bw_health_watch, s->health);
 }
 
+/* An orchestrator that looks at health starts us anew: that is the cure. */
+static void on_model_lost(const bw_model *m, void *user)
+{
+    bw_server *s = user;
+    if (!atomic_exchange(&s->sick, 1))
+        bw_log(BW_LOG_ERROR, "serve", "model '%s' has no device left: health is NOT_SERVING from now on", m->name);
+    bw_health_set(s->health, 0);
+}
+
 /* The transport is gone: nobody calls in any more. */
 static void free_server(bw_server *s)
 {
@@ -95,6 +105,8 @@ bw_status bw_server_start(const bw_server_options *o, bw_server **server, bw_err
     size_t message_bytes = (size_t)o->max_message_mb << 20;
     s->scorer.tensor_bytes_max = message_bytes * 4; /* bytes of pictures and uint8 become floats */
     s->scorer.timeout_ns = (uint64_t)o->timeout_seconds * 1000000000u;
+    s->scorer.model_lost = on_model_lost;
+    s->scorer.model_lost_user = s;
     s->scorer.repository = bw_repository_new();
     s->health = bw_health_new(service_names, sizeof service_names / sizeof service_names[0]);
     bw_status status = s->scorer.repository && s->health

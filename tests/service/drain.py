@@ -8,7 +8,7 @@ import time
 import grpc
 import health_pb2
 import numpy as np
-from support import (SLOW, Client, Server, infer_request, infer_value, package, run, same, slow_request)
+from support import (SLOW, SLOW_DEVICE, Client, Server, infer_request, infer_value, package, quantized, run, same, slow_request)
 
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
 ONES = np.ones((1, 4), "<f4")
@@ -20,7 +20,7 @@ def watch(client, service=""):
 
 def drain_under_load():
     """Whoever got through before the end is answered in full; whoever comes late is sent elsewhere, by UNAVAILABLE."""
-    with Server(package("double"), package("slow"), lame_duck_ms=1000) as server:
+    with Server(package("double"), quantized(), *SLOW_DEVICE, lame_duck_ms=1000) as server:
         watching = watch(server.client)
         assert next(watching).status == SERVING
         stop, done, wrong = threading.Event(), [], []
@@ -41,7 +41,7 @@ def drain_under_load():
         threads = [threading.Thread(target=load) for _ in range(8)]
         for t in threads:
             t.start()
-        in_flight = [server.client.kserve.ModelInfer.future(slow_request(128), timeout=60 * SLOW) for _ in range(2)]
+        in_flight = [server.client.kserve.ModelInfer.future(slow_request(), timeout=60 * SLOW) for _ in range(2)]
         time.sleep(0.3)
         signalled = time.time()
         server.term()
@@ -82,8 +82,8 @@ def watches():
 
 
 def the_drain_is_bounded():
-    with Server(package("slow"), "--drain-seconds", "1", "--workers", "1") as server:
-        calls = [server.client.kserve.ModelInfer.future(slow_request(), timeout=60 * SLOW) for _ in range(24)]
+    with Server(quantized(), *SLOW_DEVICE, "--drain-seconds", "1", "--workers", "1") as server:
+        calls = [server.client.kserve.ModelInfer.future(slow_request(), timeout=60 * SLOW) for _ in range(8)]
         time.sleep(0.3)
         server.term()
         started = time.time()
@@ -98,8 +98,8 @@ def the_drain_is_bounded():
 
 
 def a_second_signal_ends_it_now():
-    with Server(package("slow"), "--workers", "1", expect=130) as server:
-        calls = [server.client.kserve.ModelInfer.future(slow_request(), timeout=60 * SLOW) for _ in range(24)]
+    with Server(quantized(), *SLOW_DEVICE, "--workers", "1", expect=130) as server:
+        calls = [server.client.kserve.ModelInfer.future(slow_request(), timeout=60 * SLOW) for _ in range(8)]
         time.sleep(0.3)
         server.term()
         time.sleep(0.5)

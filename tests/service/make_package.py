@@ -7,7 +7,6 @@ usage: make_package.py KIND OUT.bw [NAME [VERSION]]
   wide     x [-1,1024]   -> y = 2x
   sum      a, b [-1,3]   -> y = a + b, d = a - b
   picture  image [-1,3,8,8] with pre-processing -> y = 2 image
-  slow     x [-1,1024]   -> y, a chain of matrix products: time grows with the batch
   golden   input [-1,4]  -> logits = 2 input
   one      x [1,4]       -> y = 2x, batch fixed
 """
@@ -59,15 +58,6 @@ def build(kind):
         g.node("Add", [a, b], [y])
         g.node("Sub", [a, b], [d])
         return g, [a, b], [y, d], None
-    if kind == "slow":
-        n, width = 24, 1024
-        x = last = g.value("x", [-1, width])
-        w = g.constant("w", [width, width], struct.pack("<f", 1.0 / width) * (width * width))
-        for i in range(n):
-            out = g.value("y" if i == n - 1 else f"h{i}", [-1, width])
-            g.node("MatMul", [last, w], [out])
-            last = out
-        return g, [x], [last], None
     sys.exit(f"make_package.py: unknown kind {kind}")
 
 

@@ -36,6 +36,21 @@ def package(kind, name=None, version="1"):
     return path
 
 
+def quantized(name="slow", *options):
+    """The network of the demo, for an accelerator: image [-1,1,32,32] -> probabilities [-1,10]."""
+    path = os.path.join(WORK, f"{name}-quantized.bw")
+    digits = os.path.join(os.environ["BW_TOP"], "host/demo/digits")
+    if not os.path.exists(path):
+        subprocess.run([os.path.join(os.environ["BW_BIN"], "blockwave-quantize"), os.path.join(digits, "digits.onnx"),
+                        "-o", path, "--name", name, "--quiet", "--preprocess", os.path.join(digits, "preprocess.json"),
+                        *options], check=True)
+    return path
+
+
+# Every run takes so long on this device, whatever the machine; runs do not overlap.
+SLOW_DEVICE = ("--device", "sim:?delay=700")
+
+
 class Server:
     """A running blockwave-serve; leaving the block stops it and checks that it ends well (also under LeakSanitizer)."""
     count = 0
@@ -83,6 +98,19 @@ class Server:
             print("# " + self.text().replace("\n", "\n# "))
         elif code != self.expect:
             raise AssertionError(f"exit code {code}, expected {self.expect}: {self.text()}")
+
+
+def start(*args):
+    return subprocess.run([SERVE, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          timeout=30 * SLOW)
+
+
+def expect(code, text, *args):
+    """A start that must end with this exit code and one line that contains the text."""
+    done = start(*args)
+    assert done.returncode == code, f"exit {done.returncode}: {done.stderr}"
+    last = [line for line in done.stderr.splitlines() if line.startswith("blockwave serve: ")]
+    assert len(last) == 1 and text in last[0], done.stderr
 
 
 class Client:
@@ -141,9 +169,9 @@ def infer_value(reply, index=0):
     return flat.reshape(out.shape)
 
 
-def slow_request(batch=1024):
-    """About a second of work on one core, in proportion to the batch."""
-    return infer_request("slow", {"x": np.ones((batch, 1024), "<f4")})
+def slow_request(batch=1):
+    """For the model `slow` of quantized(), on SLOW_DEVICE."""
+    return infer_request("slow", {"image": np.zeros((batch, 1, 32, 32), "<f4")})
 
 
 def same(a, b):

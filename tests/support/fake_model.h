@@ -23,7 +23,13 @@ static bw_status fake_run(void *self, const bw_array *inputs, bw_array *outputs,
     return BW_OK;
 }
 
-static const bw_model_ops fake_ops = {fake_run, NULL};
+static int fake_alive(void *self)
+{
+    (void)self;
+    return 1;
+}
+
+static const bw_model_ops fake_ops = {fake_run, fake_alive, NULL};
 
 /* Serves a model; ios are borrowed. Aborts when out of memory. */
 static inline bw_model *fake_model(bw_repository *r, const char *name, const char *version, const bw_io *inputs,
