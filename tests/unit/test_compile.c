@@ -125,7 +125,7 @@ static void finish(int in_count, const int *in, int out_count, const int *out)
 
 /* --- comparing -------------------------------------------------------------------------------------------------- */
 
-static const bw_recipe exact = {BW_FORMAT_MSFP16, BW_FORMAT_MSFP16, 16, BW_FORMAT_FP16, 0, BW_SCALE_FLOOR};
+static const bw_recipe exact = {BW_FORMAT_MSFP16, BW_FORMAT_MSFP16, 16, BW_FORMAT_FP16, 0, BW_SCALE_FLOOR, 0};
 
 /* Compiles, runs both on integers of at most `most` and compares every output. Returns the number of stages on the
  * accelerator and leaves the compiled network in *kept if that is not NULL. */
@@ -489,8 +489,8 @@ static void formats_and_blocks(void **state)
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         const bw_format_traits *t = bw_format_find(names[i]);
         for (unsigned block = t->block; block <= 128 && bw_format_block_ok(t, block); block *= 2) {
-            bw_recipe r = {t->format, t->format,     (uint16_t)block, i % 2 ? BW_FORMAT_BF16 : BW_FORMAT_FP16,
-                           0,         BW_SCALE_FLOOR};
+            bw_recipe r = {t->format,      t->format, (uint16_t)block, i % 2 ? BW_FORMAT_BF16 : BW_FORMAT_FP16, 0,
+                           BW_SCALE_FLOOR, 0};
             begin(); /* all in {-1, 0, 1}: exact in every format */
             int x = input("x", 40, 5, 5);
             int y = conv(x, 50, 40, 3, 1, 1, 2, 0);
@@ -606,10 +606,10 @@ static void refusals(void **state)
         assert_null(c.stages);
         bw_graph_free(g);
     }
-    static const bw_recipe wrong[] = {{BW_FORMAT_FP16, BW_FORMAT_MSFP16, 16, BW_FORMAT_FP16, 0, BW_SCALE_FLOOR},
-                                      {BW_FORMAT_MSFP16, BW_FORMAT_MXINT8, 16, BW_FORMAT_FP16, 0, BW_SCALE_FLOOR},
-                                      {BW_FORMAT_MSFP16, BW_FORMAT_MSFP16, 24, BW_FORMAT_FP16, 0, BW_SCALE_FLOOR},
-                                      {BW_FORMAT_MSFP16, BW_FORMAT_MSFP16, 16, BW_FORMAT_FP32, 0, BW_SCALE_FLOOR}};
+    static const bw_recipe wrong[] = {{BW_FORMAT_FP16, BW_FORMAT_MSFP16, 16, BW_FORMAT_FP16, 0, BW_SCALE_FLOOR, 0},
+                                      {BW_FORMAT_MSFP16, BW_FORMAT_MXINT8, 16, BW_FORMAT_FP16, 0, BW_SCALE_FLOOR, 0},
+                                      {BW_FORMAT_MSFP16, BW_FORMAT_MSFP16, 24, BW_FORMAT_FP16, 0, BW_SCALE_FLOOR, 0},
+                                      {BW_FORMAT_MSFP16, BW_FORMAT_MSFP16, 16, BW_FORMAT_FP32, 0, BW_SCALE_FLOOR, 0}};
     begin();
     int x = input("x", 16, 4, 4);
     int y = conv(x, 16, 16, 1, 0, 1, 1, 1);
