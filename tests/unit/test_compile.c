@@ -279,6 +279,18 @@ static void activations(void **state)
     assert_int_equal(count_opcode(&compiled, BW_OP_COPY), 1); /* the input; every activation is fused */
     bw_compiled_free(&compiled);
     bw_graph_free(g);
+
+    begin(); /* a value under two names: what follows one of them must not change the other */
+    x = input("x", 16, 6, 6);
+    a = conv(x, 16, 16, 1, 0, 1, 1, 1);
+    b = unary("Identity", a);
+    c = unary("Relu", b);
+    int d = unary("Identity", conv(x, 16, 16, 1, 0, 1, 1, 1));
+    int e = conv(unary("Relu", d), 8, 16, 1, 0, 1, 16 / 8, 1);
+    int f = binary("Add", a, conv(d, 16, 16, 1, 0, 1, 16, 1));
+    int names[6] = {a, b, c, d, e, f};
+    finish(1, &x, 6, names);
+    check_exact(1);
 }
 
 static void residuals(void **state)
@@ -358,6 +370,19 @@ static void pools(void **state)
     int both[3] = {y, flat, z};
     finish(1, &x, 3, both);
     check_exact(1); /* sixty-fourths up to 1 */
+
+    begin(); /* windows that hang over counted padding divide by what no device table says: the CPU's */
+    x = input("x", 16, 8, 8);
+    y = conv(x, 16, 16, 1, 0, 1, 16, 0);
+    a = pool("AveragePool", y, 3, 2, 1);
+    assert_int_equal(bw_node_set_int(last(), "count_include_pad", 1), BW_OK);
+    assert_int_equal(bw_node_set_int(last(), "ceil_mode", 1), BW_OK);
+    finish(1, &x, 1, &a);
+    bw_compiled compiled;
+    assert_int_equal(compare(&exact, 15, 0, &compiled), 1);
+    assert_int_equal(compiled.stage_count, 2);
+    bw_compiled_free(&compiled);
+    bw_graph_free(g);
 }
 
 static void fully_connected(void **state)
