@@ -288,8 +288,8 @@ static void activations(void **state)
     int d = unary("Identity", conv(x, 16, 16, 1, 0, 1, 1, 1));
     int e = conv(unary("Relu", d), 8, 16, 1, 0, 1, 16 / 8, 1);
     int f = binary("Add", a, conv(d, 16, 16, 1, 0, 1, 16, 1));
-    int names[6] = {a, b, c, d, e, f};
-    finish(1, &x, 6, names);
+    int names[4] = {a, c, e, f};
+    finish(1, &x, 4, names);
     check_exact(1);
 }
 

@@ -310,9 +310,19 @@ static int check(uint32_t seed, const bw_recipe *recipe)
 static void networks(void **state)
 {
     (void)state;
-    static const bw_recipe recipes[3] = {{BW_FORMAT_MSFP16, BW_FORMAT_MSFP16, 16, BW_FORMAT_FP16, 0, BW_SCALE_FLOOR},
-                                         {BW_FORMAT_MXINT8, BW_FORMAT_MXINT8, 32, BW_FORMAT_BF16, 0, BW_SCALE_FLOOR},
-                                         {BW_FORMAT_MSFP15, BW_FORMAT_MSFP16, 64, BW_FORMAT_FP16, 1, BW_SCALE_MSE}};
+    static const bw_recipe recipes[3] = {
+        {.weights = BW_FORMAT_MSFP16, .activations = BW_FORMAT_MSFP16, .block = 16, .vector = BW_FORMAT_FP16},
+        {.weights = BW_FORMAT_MXINT8,
+         .activations = BW_FORMAT_MXINT8,
+         .block = 32,
+         .vector = BW_FORMAT_BF16,
+         .no_patches = 1},
+        {.weights = BW_FORMAT_MSFP15,
+         .activations = BW_FORMAT_MSFP16,
+         .block = 64,
+         .vector = BW_FORMAT_FP16,
+         .first_last_float = 1,
+         .scale_rule = BW_SCALE_MSE}};
     uint32_t seeds = getenv("BW_LONG") ? 3000 : 150, ran = 0, first = 0;
     if (getenv("BW_SEED")) {
         first = (uint32_t)strtoul(getenv("BW_SEED"), NULL, 10);
