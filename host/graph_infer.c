@@ -384,6 +384,22 @@ static bw_status settle_reshape(const walk *w, bw_node *n)
     return BW_OK;
 }
 
+/* Squeeze without axes takes what is 1 by now, and never an open batch that happens to be 1 in some run. */
+static bw_status settle_squeeze(const walk *w, bw_node *n)
+{
+    if (strcmp(n->op, "Squeeze") || n->input_count > 1 || bw_node_attr(n, "axes"))
+        return BW_OK;
+    const bw_value *x = &w->g->values[n->inputs[0]];
+    int64_t axes[BW_RANK_MAX];
+    size_t count = 0;
+    for (int i = 0; i < x->rank; i++)
+        if (x->dims[i] == 1)
+            axes[count++] = i;
+    return bw_node_set_ints(n, "axes", axes, count)
+               ? bw_op_fail(w->err, n, BW_NO_MEMORY, "no memory for attribute 'axes'")
+               : BW_OK;
+}
+
 /* Turns the node's outputs into constants when all of them are known. */
 static bw_status fold_node(walk *w, int node)
 {
@@ -419,6 +435,8 @@ bw_status bw_graph_fold_constants(bw_graph *g, size_t max_bytes, bw_error *err)
             status = parameters_to_attributes(&w, &g->nodes[i]);
         if (!status)
             status = settle_reshape(&w, &g->nodes[i]);
+        if (!status)
+            status = settle_squeeze(&w, &g->nodes[i]);
         if (!status)
             status = fold_node(&w, i);
     }

@@ -118,7 +118,8 @@ static bw_status infer_squeeze(bw_op_infer *c)
         if (c->in[0].dims[axis] != 1 && c->in[0].dims[axis] >= 0)
             return bw_op_fail(c->err, c->node, BW_CORRUPT, "axis %d has size %lld: expected 1", axis,
                               (long long)c->in[0].dims[axis]);
-        drop[axis] = 1;
+        if (drop[axis]++)
+            return bw_op_fail(c->err, c->node, BW_CORRUPT, "axis %d is listed twice", axis);
     }
     for (int i = 0; i < c->in[0].rank; i++)
         if (found == BW_INTS_ABSENT ? c->in[0].dims[i] != 1 : !drop[i])

@@ -27,7 +27,8 @@ static bw_status mark_axes(bw_error *err, const bw_node *n, int rank, bw_ints_fo
         bw_status status = bw_op_axis(err, n, axes[i], rank, 0, &axis);
         if (status)
             return status;
-        reduced[axis] = 1;
+        if (reduced[axis]++)
+            return bw_op_fail(err, n, BW_CORRUPT, "axis %d is listed twice", axis);
     }
     return BW_OK;
 }

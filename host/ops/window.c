@@ -4,7 +4,7 @@
 
 #include "host/ops/op.h"
 
-#define WINDOW_MAX ((int64_t)1 << 20) /* of kernel, stride, dilation and padding: oneDNN computes with int */
+#define WINDOW_MAX ((int64_t)1 << 16) /* of kernel, stride, dilation and padding: oneDNN computes with int */
 
 /* A list of `count` integers within low..WINDOW_MAX, or the default. */
 static bw_status read_list(bw_error *err, const bw_node *n, const char *name, int count, int64_t low, int64_t fallback,
