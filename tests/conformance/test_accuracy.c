@@ -148,7 +148,7 @@ static double accuracy(const bw_graph *g, const char *format, int unfolded, cons
 
 /* Expected figures: an independent simulator's direct cast of the same networks. Its batch normalisation is not folded
  * and its first layer reads pixels. Folding rounds other weights; where 2 or 3 bits are left that is worth points, so
- * those rows of the folded ResNet-20 are from that simulator's arithmetic on folded weights (70.4, 45.2). */
+ * those rows of the folded ResNet-20 are from that simulator's arithmetic on folded weights (70.4, 45.0). */
 struct row {
     const char *format;
     double expect, within;
@@ -173,7 +173,7 @@ static void resnet20(void **state)
 {
     (void)state;
     static const struct row rows[] = {{"msfp16", 80.4, 0.5, 1},    {"msfp12", 70.4, 2, 1},     {"mxint8", 80.7, 0.5, 0},
-                                      {"msfp14", 80.1, 2, 0},      {"msfp13", 79.3, 2, 0},     {"msfp11", 45.2, 2, 0},
+                                      {"msfp14", 80.1, 2, 0},      {"msfp13", 79.3, 2, 0},     {"msfp11", 45.0, 2, 0},
                                       {"mxfp6_e2m3", 79.4, 2, 0},  {"mxfp4_e2m1", 58.3, 2, 0}, {"msfp15", 80.4, 1, 0},
                                       {"mxfp8_e4m3", 80.4, 2.5, 0}};
     need("models/resnet20_cifar10.onnx");
