@@ -15,7 +15,7 @@ import health_pb2_grpc
 import predict_pb2
 import predict_pb2_grpc
 
-SHOWN = 12
+SHOWN = 8
 
 
 def main():
