@@ -272,6 +272,67 @@ static void shape_arithmetic_folds(void **state)
     bw_graph_free(g);
 }
 
+/* Arithmetic on a shape with an open batch: what the batch reaches stays open, and takes its value at run time. */
+static void unknown_entries_stay_unknown(void **state)
+{
+    (void)state;
+    bw_error err;
+    bw_graph *g = bw_graph_new("g");
+    int x = bw_graph_add_value(g, "x", BW_F32, 2, D(-1, 3));
+    int two = add_const(g, "two", BW_I64, 1, D(1), D(2));
+    int shape = add_op(g, "Shape", "shape", &x, 1);
+    int twice = add_op(g, "Mul", "twice", I(shape, two), 2);
+    int box = add_op(g, "ConstantOfShape", "box", &twice, 1);
+    int wide = add_op(g, "Expand", "wide", I(two, shape), 2);
+    bw_graph_set_inputs(g, &x, 1);
+    bw_graph_set_outputs(g, I(box, wide), 2);
+    for (int fold = 0; fold < 2; fold++) {
+        ok(fold ? bw_graph_fold_constants(g, 1 << 20, &err) : bw_graph_infer_shapes(g, &err), &err);
+        assert_int_equal(g->values[box].dims[0], -1);
+        assert_int_equal(g->values[box].dims[1], 6);
+        assert_int_equal(g->values[wide].dims[0], -1);
+        assert_int_equal(g->values[wide].dims[1], 3);
+        assert_null(g->values[twice].constant);
+        bw_executor *ex;
+        bw_array in, out[2] = {{0}};
+        ok(bw_executor_create(g, &ex, &err), &err);
+        assert_int_equal(bw_array_alloc(&in, BW_F32, 2, D(5, 3), NULL), BW_OK);
+        memset(in.data, 0, in.bytes);
+        ok(bw_executor_run(ex, &in, out, NULL, NULL, &err), &err);
+        assert_int_equal(out[0].dims[0], 10);
+        assert_int_equal(out[1].dims[0], 5);
+        for (int i = 0; i < 2; i++)
+            bw_array_free(&out[i]);
+        bw_array_free(&in);
+        bw_executor_destroy(ex);
+    }
+    bw_graph_free(g);
+}
+
+/* A batch of 1 is still a batch: Squeeze without axes leaves it alone once folded. */
+static void squeeze_keeps_the_batch(void **state)
+{
+    (void)state;
+    bw_error err;
+    bw_graph *g = bw_graph_new("g");
+    int x = bw_graph_add_value(g, "x", BW_F32, 4, D(-1, 3, 1, 1));
+    int y = add_op(g, "Squeeze", "y", &x, 1);
+    bw_graph_set_inputs(g, &x, 1);
+    bw_graph_set_outputs(g, &y, 1);
+    ok(bw_graph_fold_constants(g, 1 << 20, &err), &err);
+    bw_executor *ex;
+    bw_array in, out = {0};
+    ok(bw_executor_create(g, &ex, &err), &err);
+    assert_int_equal(bw_array_alloc(&in, BW_F32, 4, D(1, 3, 1, 1), NULL), BW_OK);
+    memset(in.data, 0, in.bytes);
+    ok(bw_executor_run(ex, &in, &out, NULL, NULL, &err), &err);
+    assert_int_equal(out.rank, 2);
+    bw_array_free(&out);
+    bw_array_free(&in);
+    bw_executor_destroy(ex);
+    bw_graph_free(g);
+}
+
 static void folding_respects_the_limit(void **state)
 {
     (void)state;
@@ -570,6 +631,7 @@ int main(void)
         cmocka_unit_test(fresh_names_are_fresh),        cmocka_unit_test(arrays_check_their_size),
         cmocka_unit_test(attributes_are_replaced),      cmocka_unit_test(batch_is_carried),
         cmocka_unit_test(shape_arithmetic_folds),       cmocka_unit_test(folding_respects_the_limit),
+        cmocka_unit_test(unknown_entries_stay_unknown), cmocka_unit_test(squeeze_keeps_the_batch),
         cmocka_unit_test(unsupported_is_named),         cmocka_unit_test(runs_repeat_and_batches_agree),
         cmocka_unit_test(inputs_are_checked),           cmocka_unit_test(views_do_not_interfere),
         cmocka_unit_test(written_graphs_come_back),     cmocka_unit_test(hostile_texts_are_refused),
