@@ -75,7 +75,7 @@ static bw_graph *one_node(const char *op, const bw_array *in, int count, int out
 static void run_ok(bw_graph *g, const bw_array *in, bw_array *out)
 {
     bw_error err = {0};
-    bw_executor *ex;
+    bw_executor *ex = NULL;
     bw_status status = bw_graph_infer_shapes(g, &err);
     if (!status)
         status = bw_executor_create(g, &ex, &err);
