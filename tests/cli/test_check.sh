@@ -6,30 +6,8 @@ bin="${BW_BIN:?}/blockwave-check"
 top="${BW_TOP:?}"
 corpus="$top/tests/fuzz/corpus/onnx"
 digits="$top/host/demo/digits/digits.onnx"
-work=$(mktemp -d) || exit 1
-trap 'rm -rf "$work"' EXIT
-n=0
-fail=0
-result() { # condition's exit status, name
-    n=$((n + 1))
-    if [ "$1" = 0 ]; then echo "ok $n - $2"; else
-        echo "not ok $n - $2"
-        sed 's/^/# /' "$work/out" "$work/err" 2>/dev/null | head -n 20
-        fail=1
-    fi
-}
-run() { # expected exit code, arguments
-    want=$1
-    shift
-    "$bin" "$@" >"$work/out" 2>"$work/err"
-    code=$?
-    [ "$code" = "$want" ] || echo "exit code $code, expected $want" >>"$work/err"
-    [ "$code" = "$want" ]
-}
-has() { grep -q -e "$1" "$work/out"; }
-says() { # one line on stderr with the text
-    [ "$(wc -l <"$work/err")" = 1 ] && grep -q -e "$1" "$work/err"
-}
+program="$bin"
+. "$top/tests/support/tap.sh"
 
 run 0 "$corpus/conv_bn.onnx" && has '^model  *conv_bn.onnx (opset 13' && has '^inputs  *x  fp32 \[N, 2, 4, 4\]' &&
     has '^outputs  *y  fp32 \[N, 3, 4, 4\]' && has '^parameters  *57 ' && has '^Conv  *1  *0  *864' &&

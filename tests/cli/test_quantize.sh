@@ -10,28 +10,10 @@ model="$digits/digits.onnx"
 corpus="$top/tests/fuzz/corpus/onnx"
 # Spinning threads of the float network starve each other on busy machines.
 export OMP_NUM_THREADS=1
-work=$(mktemp -d) || exit 1
+program="$bin/blockwave-quantize"
+. "$top/tests/support/tap.sh"
 child=
 trap '[ -z "$child" ] || kill -KILL "$child" 2>/dev/null; rm -rf "$work"' EXIT
-n=0
-fail=0
-result() { # condition's exit status, name
-    n=$((n + 1))
-    if [ "$1" = 0 ]; then echo "ok $n - $2"; else
-        echo "not ok $n - $2"
-        sed 's/^/# /' "$work/out" "$work/err" 2>/dev/null | head -n 20
-        fail=1
-    fi
-}
-run() { # expected exit code, arguments
-    want=$1
-    shift
-    "$bin/blockwave-quantize" "$@" >"$work/out" 2>"$work/err"
-    code=$?
-    [ "$code" = "$want" ] || echo "exit code $code, expected $want" >>"$work/err"
-    [ "$code" = "$want" ]
-}
-has() { grep -q -e "$1" "$work/out"; }
 says() { # exactly one line on stderr, with the text
     [ "$(wc -l <"$work/err")" = 1 ] && grep -q -e "^blockwave quantize: .*$1" "$work/err"
 }
