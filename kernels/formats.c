@@ -16,6 +16,15 @@
         .emax_shift = bits - 10, .max_code = (1 << (bits - 9)) - 1                                                     \
     }
 
+/* A pair's codes are elements of `bits` magnitude bits, shifted left by one if the pair is coarse. The largest values
+ * of MX9 are those of the others at an exponent one lower. */
+#define MX(name_bits, bits, KIND, bytes, max_exp)                                                                      \
+    {                                                                                                                  \
+        .format = BW_FORMAT_MX##name_bits, .name = "mx" #name_bits, .kind = KIND, .code_bits = bits + 2,               \
+        .device_bytes = bytes, .mantissa_bits = bits + 1, .block = 16, .exp_min = -63, .exp_max = max_exp,             \
+        .emax_shift = bits, .max_code = 2 * ((1 << bits) - 1), .sub_block = 2                                          \
+    }
+
 /* Indexed by bw_format; rows that are no format have no name. emax_shift of an MX element: emax + mantissa bits +
  * bias - 1, the distance from its largest exponent to its last bit. */
 static const bw_format_traits traits[BW_FORMAT_LIMIT] = {
@@ -34,6 +43,9 @@ static const bw_format_traits traits[BW_FORMAT_LIMIT] = {
     [BW_FORMAT_MXFP6_E3M2] = {BW_FORMAT_MXFP6_E3M2, "mxfp6_e3m2", BW_KIND_TABLE, 6, 1, 3, 32, -63, 40, 8, 448},
     [BW_FORMAT_MXFP8_E4M3] = {BW_FORMAT_MXFP8_E4M3, "mxfp8_e4m3", BW_KIND_TABLE, 8, 1, 4, 32, -63, 31, 17, 229376},
     [BW_FORMAT_MXFP8_E5M2] = {BW_FORMAT_MXFP8_E5M2, "mxfp8_e5m2", BW_KIND_TABLE, 8, 1, 3, 32, -63, 17, 31, 3758096384},
+    [BW_FORMAT_MX9] = MX(9, 7, BW_KIND_INT16, 2, 39),
+    [BW_FORMAT_MX6] = MX(6, 4, BW_KIND_INT, 1, 40),
+    [BW_FORMAT_MX4] = MX(4, 2, BW_KIND_INT, 1, 40),
 };
 
 /* --- code values, computed by the compiler ----------------------------------------------------------------------- */
@@ -78,6 +90,11 @@ const bw_format_traits *bw_format_find(const char *name)
     return NULL;
 }
 
+int bw_format_is_block(const bw_format_traits *t)
+{
+    return t && (t->kind == BW_KIND_INT || t->kind == BW_KIND_TABLE || t->kind == BW_KIND_INT16);
+}
+
 int bw_format_block_ok(const bw_format_traits *t, unsigned block)
 {
     if (!t)
@@ -105,10 +122,10 @@ const int64_t *bw_code_table(const bw_format_traits *t)
     }
 }
 
-int64_t bw_code_value(const bw_format_traits *t, uint8_t code)
+int64_t bw_code_value(const bw_format_traits *t, unsigned code)
 {
     const int64_t *table = bw_code_table(t);
-    return table ? table[code] : 0;
+    return table ? table[code & 0xFF] : t->kind == BW_KIND_INT16 ? (int16_t)(code & 0xFFFF) : 0;
 }
 
 /* --- rounding ------------------------------------------------------------------------------------------------------
@@ -205,20 +222,52 @@ static uint8_t encode_element(const bw_format_traits *t, magnitude a, int shift,
     return (uint8_t)(code | (a.negative && code ? 1u << sign_bit : 0));
 }
 
-void bw_encode_block_at(const bw_format_traits *t, bw_round round, const float *x, size_t n, int e, uint8_t *codes)
+static void store_integer(const bw_format_traits *t, int q, size_t i, uint8_t *codes)
 {
+    int16_t wide = (int16_t)q; /* little-endian, as device memory is */
+    if (t->kind == BW_KIND_INT16)
+        memcpy(codes + 2 * i, &wide, sizeof wide);
+    else
+        codes[i] = (uint8_t)(int8_t)q;
+}
+
+/* One pair, or the odd value at the end. */
+static void encode_pair(const bw_format_traits *t, bw_round round, const float *x, size_t n, int e, size_t i,
+                        uint8_t *codes)
+{
+    magnitude a[2] = {{0, 0, 0}};
+    int coarse = 0;
+    for (size_t k = 0; k < n; k++) {
+        a[k] = split(x[k]);
+        coarse |= a[k].sig && floor_log2(a[k].sig) + a[k].exp - e >= t->mantissa_bits - 1;
+    }
+    for (size_t k = 0; k < n; k++) {
+        int q = (int)round_scaled(a[k].sig, a[k].exp - e - coarse, round, (uint64_t)t->max_code / 2);
+        q *= 1 << coarse;
+        store_integer(t, a[k].negative ? -q : q, i + k, codes);
+    }
+}
+
+void bw_encode_block_at(const bw_format_traits *t, bw_round round, const float *x, size_t n, int e, void *to)
+{
+    uint8_t *codes = to;
+    if (t->sub_block) {
+        for (size_t i = 0; i < n; i += 2)
+            encode_pair(t, round, x + i, n - i < 2 ? n - i : 2, e, i, codes);
+        return;
+    }
     for (size_t i = 0; i < n; i++) {
         magnitude a = split(x[i]);
-        if (t->kind == BW_KIND_INT) {
-            int q = (int)round_scaled(a.sig, a.exp - e, round, (uint64_t)t->max_code);
-            codes[i] = (uint8_t)(int8_t)(a.negative ? -q : q);
-        } else {
+        if (t->kind == BW_KIND_TABLE) {
             codes[i] = encode_element(t, a, a.exp - e, round);
+        } else {
+            int q = (int)round_scaled(a.sig, a.exp - e, round, (uint64_t)t->max_code);
+            store_integer(t, a.negative ? -q : q, i, codes);
         }
     }
 }
 
-void bw_encode_block(const bw_format_traits *t, bw_round round, const float *x, size_t n, uint8_t *codes, int8_t *e)
+void bw_encode_block(const bw_format_traits *t, bw_round round, const float *x, size_t n, void *codes, int8_t *e)
 {
     int own = bw_block_exponent(t, x, n);
     if (own < t->exp_min)
@@ -229,11 +278,19 @@ void bw_encode_block(const bw_format_traits *t, bw_round round, const float *x, 
     *e = (int8_t)own;
 }
 
-void bw_decode_block(const bw_format_traits *t, const uint8_t *codes, int e, size_t n, float *y)
+void bw_decode_block(const bw_format_traits *t, const void *from, int e, size_t n, float *y)
 {
     const int64_t *table = bw_code_table(t);
-    for (size_t i = 0; i < n; i++)
-        y[i] = table ? ldexpf((float)table[codes[i]], e) : 0.0f;
+    const uint8_t *codes = from;
+    for (size_t i = 0; i < n; i++) {
+        int16_t wide;
+        if (t->kind == BW_KIND_INT16) {
+            memcpy(&wide, codes + 2 * i, sizeof wide);
+            y[i] = ldexpf(wide, e);
+        } else {
+            y[i] = table ? ldexpf((float)table[codes[i]], e) : 0.0f;
+        }
+    }
 }
 
 /* --- vector formats --------------------------------------------------------------------------------------------------

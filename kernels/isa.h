@@ -175,10 +175,10 @@ typedef struct bw_program {
  * BW_CORRUPT: not a program, wrong size, or an instruction that breaks a rule (the message names its index, the
  * field, the value and the limit). BW_VERSION_MISMATCH: another ISA version.
  * Everything above is checked: every address inside its region, formats and blocks legal for the operation, shapes
- * consistent, exact-sum bound block * max_code^2 < 2^24 for INT formats, no output overlapping an input or the other
- * output (slices of one concatenation are recognised as disjoint), clip limits legal, reserved fields zero. Fields
- * that an instruction does not use are zero too: the offset of an absent array, clip limits without CLIP, all of an
- * absent tensor; unused windows are 1x1, stride 1, dilation 1, origin 0. At most 65536 instructions, regions of at
+ * consistent, exact-sum bound block * max_code^2 < 2^24 for integer formats, no output overlapping an input or the
+ * other output (slices of one concatenation are recognised as disjoint), clip limits legal, reserved fields zero.
+ * Fields that an instruction does not use are zero too: the offset of an absent array, clip limits without CLIP, all of
+ * an absent tensor; unused windows are 1x1, stride 1, dilation 1, origin 0. At most 65536 instructions, regions of at
  * most 2^40 bytes (IN and OUT multiples of 4), reductions of at most 2^22 blocks.
  */
 bw_status bw_program_parse(const void *bytes, size_t size, bw_program *program, bw_error *err);

@@ -84,7 +84,7 @@ static const bw_format_traits *traits_of(const bw_tensor *t)
 
 static int is_block_format(const bw_format_traits *t)
 {
-    return t->kind == BW_KIND_INT || t->kind == BW_KIND_TABLE;
+    return bw_format_is_block(t);
 }
 
 static uint64_t unit_bytes(const bw_tensor *t)
@@ -308,7 +308,7 @@ static bw_status check_conv(const check *c)
                    format_name(ins->weight_format));
     if (!bw_format_block_ok(fw, in->block))
         return bad(c, "weight_format %s has no block of %u as the input has", fw->name, in->block);
-    if (fa->kind == BW_KIND_INT && fw->kind == BW_KIND_INT) {
+    if (fa->kind != BW_KIND_TABLE && fw->kind != BW_KIND_TABLE) {
         /* With the code -2^m, which weights may have. */
         uint64_t bound = (uint64_t)in->block << (fa->mantissa_bits + fw->mantissa_bits);
         if (bound >= 1u << 24)

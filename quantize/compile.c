@@ -14,7 +14,7 @@ static bw_status no_memory(bw_error *err)
 static bw_status check_format(bw_format format, unsigned block, const char *what, bw_error *err)
 {
     const bw_format_traits *t = bw_format_get(format);
-    if (!t || (t->kind != BW_KIND_INT && t->kind != BW_KIND_TABLE))
+    if (!bw_format_is_block(t))
         return bw_fail(err, BW_INVALID_ARGUMENT, "%s format %s is no block format: choose one such as msfp16 or mxint8",
                        what, t ? t->name : "?");
     if (!bw_format_block_ok(t, block))

@@ -166,7 +166,7 @@ static const bw_format_traits *weight_format(int index)
     int seen = 0;
     for (int f = BW_FORMAT_MSFP11; f < BW_FORMAT_LIMIT; f++) {
         const bw_format_traits *t = bw_format_get((bw_format)f);
-        if (t && (t->kind == BW_KIND_INT || t->kind == BW_KIND_TABLE) && seen++ == index)
+        if (bw_format_is_block(t) && seen++ == index)
             return t;
     }
     return NULL;

@@ -132,14 +132,14 @@ static void encode_weights(const bw_format_traits *t, bw_scale_rule rule, const 
         int at = own + around[i];
         if (at < t->exp_min || at > t->exp_max)
             continue;
-        uint8_t other[BLOCK_MAX];
+        uint8_t other[BLOCK_MAX * 2];
         bw_encode_block_at(t, BW_ROUND_EVEN, x, n, at, other);
         bw_decode_block(t, other, at, n, y);
         double e2 = squared_error(x, y, n);
         if (e2 < error) {
             error = e2;
             *e = (int8_t)at;
-            memcpy(codes, other, n);
+            memcpy(codes, other, n * t->device_bytes);
         }
     }
     lost->noise += error;
@@ -157,7 +157,7 @@ bw_status bw_pack_conv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_in
     q.blocks = (in->physical / op->groups + q.block - 1) / q.block;
     size_t block = (size_t)q.block, outputs = (size_t)(w->outputs / op->groups), tiles = (outputs + TILE - 1) / TILE;
     size_t all_tiles = tiles * (size_t)op->groups, reductions = (size_t)(q.taps_y * q.taps_x * q.blocks);
-    size_t packed = bw_packed_size(t, TILE * block);
+    size_t packed = bw_packed_size(t, TILE * block), wide = t->device_bytes;
     bw_status s;
     ins->weight_format = (uint8_t)ir->recipe->weights;
     if ((s = bw_blob_reserve(blob, all_tiles * reductions * packed, &ins->weights, err)) ||
@@ -169,13 +169,13 @@ bw_status bw_pack_conv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_in
             return s;
     }
     float *x = malloc(2 * block * sizeof *x);
-    uint8_t *codes = malloc(block * TILE + block);
+    uint8_t *codes = malloc((block * TILE + block) * wide);
     if (!x || !codes) {
         free(x);
         free(codes);
         return bw_fail(err, BW_NO_MEMORY, "out of memory while packing '%s'", w->name);
     }
-    uint8_t *row = codes + block * TILE;
+    uint8_t *row = codes + block * TILE * wide;
     for (size_t tile = 0; tile < all_tiles && !s; tile++) {
         int64_t first = (int64_t)(tile / tiles * outputs + tile % tiles * TILE);
         size_t rows = outputs - tile % tiles * TILE < TILE ? outputs - tile % tiles * TILE : TILE;
@@ -183,7 +183,7 @@ bw_status bw_pack_conv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_in
         int8_t *exps = (int8_t *)blob->bytes + ins->weight_exps + tile * reductions * TILE;
         for (size_t k = 0; k < reductions && !s; k++, to += packed, exps += TILE) {
             int64_t kb = (int64_t)k % q.blocks, tap = (int64_t)k / q.blocks;
-            memset(codes, 0, block * TILE);
+            memset(codes, 0, block * TILE * wide);
             for (size_t r = 0; r < TILE && !s; r++) {
                 int64_t n = first + (int64_t)r;
                 if (r < rows)
@@ -196,7 +196,7 @@ bw_status bw_pack_conv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_in
                     break;
                 encode_weights(t, ir->recipe->scale_rule, x, block, row, &exps[r], x + block, lost);
                 for (size_t i = 0; i < block; i++)
-                    codes[i / 4 * 4 * TILE + r * 4 + i % 4] = row[i];
+                    memcpy(codes + (i / 4 * 4 * TILE + r * 4 + i % 4) * wide, row + i * wide, wide);
             }
             bw_pack(t, codes, TILE * block, to);
         }

@@ -15,22 +15,17 @@ bw_quantize_recipe bw_recipe_default(void)
         .core = {.weights = BW_FORMAT_MSFP16, .activations = BW_FORMAT_MSFP16, .vector = BW_FORMAT_FP16}};
 }
 
-static int is_block(const bw_format_traits *t)
-{
-    return t->kind == BW_KIND_INT || t->kind == BW_KIND_TABLE;
-}
-
 bw_status bw_recipe_format(const char *what, const char *name, int vector, bw_format *format, bw_error *err)
 {
     const bw_format_traits *t = bw_format_find(name);
-    if (t && (vector ? t->kind == BW_KIND_VECTOR : is_block(t))) {
+    if (t && (vector ? t->kind == BW_KIND_VECTOR : bw_format_is_block(t))) {
         *format = t->format;
         return BW_OK;
     }
     char names[256] = "";
     for (int f = 0; f < BW_FORMAT_LIMIT; f++) {
         t = bw_format_get((bw_format)f);
-        if (t && (vector ? t->kind == BW_KIND_VECTOR : is_block(t)) &&
+        if (t && (vector ? t->kind == BW_KIND_VECTOR : bw_format_is_block(t)) &&
             strlen(names) + strlen(t->name) + 2 < sizeof names) {
             strcat(names, " ");
             strcat(names, t->name);
@@ -141,7 +136,7 @@ bw_status bw_recipe_read(const char *path, bw_quantize_recipe *r, bw_error *err)
 bw_status bw_recipe_settle(bw_quantize_recipe *r, bw_error *err)
 {
     const bw_format_traits *w = bw_format_get(r->core.weights), *a = bw_format_get(r->core.activations);
-    if (!w || !a || !is_block(w) || !is_block(a))
+    if (!bw_format_is_block(w) || !bw_format_is_block(a))
         return bw_fail(err, BW_INVALID_ARGUMENT, "recipe: weights and activations must be block formats");
     if (!r->core.block)
         r->core.block = w->block > a->block ? w->block : a->block;

@@ -27,6 +27,7 @@
 #define MSFP        (F(MSFP11) | F(MSFP12) | F(MSFP13) | F(MSFP14) | F(MSFP15) | F(MSFP16))
 #define MX_NARROW   (F(MXINT8) | F(MXFP6_E2M3) | F(MXFP4_E2M1))
 #define MX_WIDE     (F(MXFP6_E3M2) | F(MXFP8_E4M3) | F(MXFP8_E5M2))
+#define MX_SHARED   (F(MX9) | F(MX6) | F(MX4))
 #define ALL_OPCODES (((1u << BW_OP_LIMIT) - 1u) & ~1u)
 #define GIB         (UINT64_C(1) << 30)
 
@@ -44,7 +45,8 @@ typedef struct sim_arch {
         BW_ISA_VERSION, formats, ALL_OPCODES, blocks, bytes, bytes                                                     \
     }
 static const sim_arch archs[] = {
-    {"sim", "sim", "simulated accelerator", 0, OFFERS(VECTOR | MSFP | MX_NARROW | MX_WIDE, 15u, 1024 * GIB)},
+    {"sim", "sim", "simulated accelerator", 0,
+     OFFERS(VECTOR | MSFP | MX_NARROW | MX_WIDE | MX_SHARED, 15u, 1024 * GIB)},
     /* Four banks of 16 GiB; a region lies within one bank. Formats whose integers need wider multipliers are left out.
      */
     {"u250", "sim-u250", "simulated U250", 64 * GIB, OFFERS(VECTOR | MSFP | MX_NARROW, 3u, 16 * GIB)},

@@ -52,10 +52,15 @@ static void widen(const uint8_t *codes, const int16_t *values, size_t blocks, si
             }
 }
 
+static void unpack(const bw_format_traits *t, const uint8_t *packed, size_t count, uint8_t *codes)
+{
+    bw_unpack(t, packed, count, codes);
+}
+
 const bw_dot_kernels bw_dot_portable = {
     .group = 4,
     .dot16 = dot16,
     .pack16 = pack16,
-    .unpack = bw_unpack,
+    .unpack = unpack,
     .widen = widen,
 };

@@ -67,6 +67,16 @@ void bw_dot_wide(bw_dot_class c, const bw_dot_args *args)
     }
 }
 
+/* The value of code i; table NULL: kind INT16. */
+static int64_t value_at(const int64_t *table, const uint8_t *codes, size_t i)
+{
+    int16_t word;
+    if (table)
+        return table[codes[i]];
+    memcpy(&word, codes + 2 * i, sizeof word);
+    return word;
+}
+
 void bw_pack_wide(bw_dot_class c, const bw_format_traits *t, const bw_pack_args *g)
 {
     const int64_t *table = bw_code_table(t);
@@ -75,7 +85,7 @@ void bw_pack_wide(bw_dot_class c, const bw_format_traits *t, const bw_pack_args 
     for (size_t k = 0; k < g->count; k++) {
         g->scale[k] = (int32_t)((uint32_t)(127 + (g->codes ? g->exps[k] : 0)) << 23);
         for (size_t i = 0; i < g->block; i++) {
-            int64_t v = g->codes ? table[g->codes[k * g->block + i]] : 0;
+            int64_t v = g->codes ? value_at(table, g->codes, k * g->block + i) : 0;
             if (c == BW_DOT_F64)
                 reals[k * g->block + i] = (double)v;
             else
@@ -90,10 +100,10 @@ void bw_widen_wide(bw_dot_class c, const bw_format_traits *t, const uint8_t *cod
     const int64_t *table = bw_code_table(t);
     double *reals = out;
     int64_t *integers = out;
-    for (size_t k = 0; k < blocks; k++, codes += block * BW_OUTPUT_TILE)
+    for (size_t k = 0; k < blocks; k++, codes += block * BW_OUTPUT_TILE * t->device_bytes)
         for (size_t i = 0; i < block; i++)
             for (size_t n = 0; n < BW_OUTPUT_TILE; n++) {
-                int64_t v = table[codes[(i / 4 * BW_OUTPUT_TILE + n) * 4 + i % 4]];
+                int64_t v = value_at(table, codes, (i / 4 * BW_OUTPUT_TILE + n) * 4 + i % 4);
                 if (c == BW_DOT_F64)
                     *reals++ = (double)v;
                 else

@@ -129,7 +129,7 @@ typedef struct bw_dot_kernels {
     void (*dot16)(const bw_dot_args *args);
     void (*pack16)(const bw_pack_args *args);
     void (*map8)(const int16_t *values, size_t count, uint8_t *codes); /* in place; NULL with dot8 */
-    /* count packed weight codes (a multiple of 256) of code_bits each to bytes, in order. */
+    /* count packed weight codes (a multiple of 256) of code_bits < 8 each to bytes, in order. */
     void (*unpack)(const bw_format_traits *t, const uint8_t *packed, size_t count, uint8_t *codes);
     /* count weight bytes (canonical order, blocks of 16 x block) to S16 order. */
     void (*widen)(const uint8_t *codes, const int16_t *values, size_t blocks, size_t block, int16_t *out);
@@ -137,7 +137,11 @@ typedef struct bw_dot_kernels {
 
 extern const bw_dot_kernels bw_dot_portable, bw_dot_avx2, bw_dot_avx512vnni;
 
-/* The classes that are not worth an ISA (dot_wide.c). */
+/* Operands of kind INT16 in class S16 (dot_words.c): as pack16, and as unpack and widen at once. */
+void bw_pack_words(const bw_pack_args *args);
+void bw_widen_words(const uint8_t *packed, size_t blocks, size_t block, int16_t *out);
+
+/* The classes that are not worth an ISA (dot_wide.c). Codes: INT16 two bytes each, else one. */
 void bw_dot_wide(bw_dot_class c, const bw_dot_args *args);
 void bw_pack_wide(bw_dot_class c, const bw_format_traits *t, const bw_pack_args *args);
 void bw_widen_wide(bw_dot_class c, const bw_format_traits *t, const uint8_t *codes, size_t blocks, size_t block,

@@ -16,8 +16,8 @@
 static int64_t largest_code(const bw_format_traits *t)
 {
     const int64_t *table = bw_code_table(t);
-    int64_t most = 0;
-    for (int i = 0; i < 256; i++) {
+    int64_t most = table ? 0 : (int64_t)1 << t->mantissa_bits; /* INT16: weights may have -2^m */
+    for (int i = 0; table && i < 256; i++) {
         int64_t v = table[i] < 0 ? -table[i] : table[i];
         if (v > most)
             most = v;
@@ -127,7 +127,7 @@ static size_t lay_out(const bw_plan *plan, uint8_t *base, scratch *s)
     s->codes = take(base, &next, pixels * BW_PANEL_BYTES);
     s->offset = take(base, &next, pixels * BW_PANEL_BLOCKS * sizeof(int32_t));
     s->scale = take(base, &next, pixels * BW_PANEL_BLOCKS * sizeof(int32_t));
-    s->bytes = take(base, &next, plan->chunk * block * BW_OUTPUT_TILE);
+    s->bytes = take(base, &next, plan->chunk * block * BW_OUTPUT_TILE * plan->weight_format.traits->device_bytes);
     s->weights = take(base, &next, plan->chunk * block * BW_OUTPUT_TILE * wide);
     s->acc = take(base, &next, pixels * stride * sizeof(float));
     s->row = take(base, &next, stride * sizeof(float));
@@ -236,6 +236,8 @@ static void pack_pixel(const job *j, size_t cg, place at, size_t count, window_s
         args.out = out;
         if (plan->dot == BW_DOT_S8)
             j->engine->dots->pack8(&args);
+        else if (plan->dot == BW_DOT_S16 && plan->in.format.kind == BW_KIND_INT16)
+            bw_pack_words(&args);
         else if (plan->dot == BW_DOT_S16)
             j->engine->dots->pack16(&args);
         else
@@ -263,7 +265,14 @@ static const void *tile_weights(const job *j, size_t tile, size_t k0, size_t cou
     const uint8_t *packed = plan->weights + tile * plan->tile_bytes + k0 * (BW_OUTPUT_TILE * block * t->code_bits / 8);
     const int16_t *values = t->kind == BW_KIND_TABLE ? j->engine->tables->values16[t->format] : NULL;
     const uint8_t *bytes = packed;
-    if (t->code_bits != 8) {
+    if (t->kind == BW_KIND_INT16 && plan->dot == BW_DOT_S16) {
+        bw_widen_words(packed, count, block, (int16_t *)(void *)s->weights);
+        return s->weights;
+    }
+    if (t->kind == BW_KIND_INT16) {
+        bw_unpack(t, packed, codes, s->bytes);
+        bytes = s->bytes;
+    } else if (t->code_bits != 8) {
         dots->unpack(t, packed, codes, s->bytes);
         bytes = s->bytes;
     }

@@ -24,11 +24,6 @@ typedef struct machine {
 /* --- tensors ---------------------------------------------------------------------------------------------------------
  */
 
-static int is_block_format(const bw_format_traits *f)
-{
-    return f->kind == BW_KIND_INT || f->kind == BW_KIND_TABLE;
-}
-
 static uint8_t *region_of(const machine *m, const bw_tensor *t)
 {
     return t->region == BW_REGION_ACT ? m->act : t->region == BW_REGION_IN ? (uint8_t *)m->in : m->out;
@@ -46,9 +41,9 @@ static void read_pixel(const machine *m, const bw_tensor *t, uint32_t y, uint32_
     const bw_format_traits *f = bw_format_get((bw_format)t->format);
     const uint8_t *region = region_of(m, t);
     uint64_t k = first_unit(t, y, x);
-    if (is_block_format(f)) {
+    if (bw_format_is_block(f)) {
         for (uint32_t u = 0; u < bw_tensor_units(t); u++) {
-            const uint8_t *codes = region + t->codes + (k + u) * t->block;
+            const uint8_t *codes = region + t->codes + (k + u) * t->block * f->device_bytes;
             int e = (int8_t)region[t->exps + k + u];
             bw_decode_block(f, codes, e, t->block, values + (size_t)u * t->block);
         }
@@ -70,13 +65,13 @@ static void write_pixel(const machine *m, const bw_tensor *t, uint32_t y, uint32
     const bw_format_traits *f = bw_format_get((bw_format)t->format);
     uint8_t *region = region_of(m, t);
     uint64_t k = first_unit(t, y, x);
-    if (is_block_format(f)) {
+    if (bw_format_is_block(f)) {
         for (uint32_t u = 0; u < bw_tensor_units(t); u++) {
             uint32_t first = u * t->block, left = t->channels - first, n = left < t->block ? left : t->block;
-            uint8_t *codes = region + t->codes + (k + u) * t->block;
+            uint8_t *codes = region + t->codes + (k + u) * t->block * f->device_bytes;
             int8_t e;
             bw_encode_block(f, BW_ROUND_EVEN, values + first, n, codes, &e);
-            memset(codes + n, 0, t->block - n);
+            memset(codes + n * f->device_bytes, 0, (t->block - n) * f->device_bytes);
             region[t->exps + k + u] = (uint8_t)e;
         }
     } else if (f->kind == BW_KIND_VECTOR) {
@@ -132,6 +127,14 @@ static int tap(const bw_instruction *ins, uint32_t oy, uint32_t ox, uint32_t ky,
     return 1;
 }
 
+/* Code i of kind INT16. */
+static int16_t word_at(const uint8_t *codes, uint32_t i)
+{
+    int16_t word;
+    memcpy(&word, codes + 2 * (size_t)i, sizeof word);
+    return word;
+}
+
 /* The exact integer dot product of two blocks of codes, rounded once to fp32 (exact below 2^24). */
 static float dot(const bw_format_traits *fa, const bw_format_traits *fw, const uint8_t *a, const uint8_t *w_tile,
                  uint32_t lane, uint32_t block)
@@ -145,8 +148,8 @@ static float dot(const bw_format_traits *fa, const bw_format_traits *fw, const u
     const int64_t *va = bw_code_table(fa), *vw = bw_code_table(fw);
     __int128 d = 0; /* two e5m2 blocks reach 2^69 */
     for (uint32_t i = 0; i < block; i++) {
-        uint8_t w = w_tile[(i / 4 * BW_OUTPUT_TILE + lane) * 4 + i % 4];
-        d += (__int128)va[a[i]] * vw[w];
+        uint32_t j = (i / 4 * BW_OUTPUT_TILE + lane) * 4 + i % 4;
+        d += (__int128)(va ? va[a[i]] : word_at(a, i)) * (vw ? vw[w_tile[j]] : word_at(w_tile, j));
     }
     return (float)d;
 }
@@ -158,6 +161,7 @@ static void conv_pixel(const machine *m, const bw_instruction *ins, uint32_t oy,
     const bw_format_traits *fw = bw_format_get((bw_format)ins->weight_format);
     const int8_t *weight_exps = (const int8_t *)m->constants + ins->weight_exps;
     const float *bias = (const float *)(m->constants + ins->bias);
+    const uint32_t a_bytes = (uint32_t)in->block * fa->device_bytes, w_bytes = (uint32_t)in->block * fw->device_bytes;
     uint64_t blocks = bw_conv_blocks(ins);
     uint32_t kb_count = (uint32_t)(blocks / ((uint32_t)ins->kernel_y * ins->kernel_x));
     uint32_t per_group = ins->out0.channels / ins->groups;
@@ -177,9 +181,9 @@ static void conv_pixel(const machine *m, const bw_instruction *ins, uint32_t oy,
                 }
                 for (uint32_t kb = 0; kb < kb_count; kb++, r++) {
                     uint64_t k = first_unit(in, iy, ix) + (uint64_t)group * kb_count + kb;
-                    const uint8_t *a = m->act + in->codes + k * in->block;
+                    const uint8_t *a = m->act + in->codes + k * a_bytes;
                     int ea = (int8_t)m->act[in->exps + k], ew = weight_exps[r * BW_OUTPUT_TILE + lane];
-                    const uint8_t *w = m->weights + r * BW_OUTPUT_TILE * in->block;
+                    const uint8_t *w = m->weights + r * BW_OUTPUT_TILE * w_bytes;
                     float t = dot(fa, fw, a, w, lane, in->block);
                     acc = acc + ldexpf(t, ea + ew); /* the scaling is exact: one rounding, in the sum */
                 }
@@ -292,13 +296,13 @@ static bw_status run_instruction(machine *m, const bw_instruction *ins, uint32_t
     size_t source = padded_channels(&ins->in), second = padded_channels(&ins->in2);
     if (second > source)
         source = second;
-    uint64_t codes = 0; /* <= 8 / 3 of const_bytes */
+    uint64_t codes = 0; /* of weights; in bytes at most 8 / 3 of const_bytes */
     const bw_format_traits *fw = bw_format_get((bw_format)ins->weight_format);
     if (ins->opcode == BW_OP_CONV)
         codes = bw_conv_tiles(ins) * bw_conv_blocks(ins) * BW_OUTPUT_TILE * ins->in.block;
     m->source = calloc(source, sizeof(float));
     m->result = calloc(ins->out0.channels, sizeof(float));
-    m->weights = codes ? malloc(codes) : NULL;
+    m->weights = codes ? malloc(codes * fw->device_bytes) : NULL;
     bw_status s = BW_OK;
     if (!m->source || !m->result || (codes && !m->weights)) {
         s = bw_fail(err, BW_NO_MEMORY, "reference: no memory for instruction %u (%s)", index,

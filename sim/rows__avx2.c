@@ -81,6 +81,11 @@ static inline vf v_gather(const float *table, vi index)
     return (vf)_mm256_i32gather_ps(table, (__m256i)index, 4);
 }
 
+static inline vf v_swap(vf v)
+{
+    return (vf)_mm256_permute_ps((__m256)v, 0xB1);
+}
+
 static inline vi v_max_int(vi a, vi b)
 {
     return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b);

@@ -74,6 +74,11 @@ static inline vf v_gather(const float *table, vi index)
     return (vf)_mm512_i32gather_ps((__m512i)index, table, 4);
 }
 
+static inline vf v_swap(vf v)
+{
+    return (vf)_mm512_permute_ps((__m512)v, 0xB1);
+}
+
 static inline vi v_max_int(vi a, vi b)
 {
     return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b);

@@ -16,7 +16,7 @@ static void decode(const bw_row_format *f, const uint8_t *codes, const int8_t *e
         break;
     default:
         for (size_t i = 0; i < n; i += f->block)
-            bw_decode_block(f->traits, codes + i, exps[i / f->block], f->block, y + i);
+            bw_decode_block(f->traits, codes + i * f->traits->device_bytes, exps[i / f->block], f->block, y + i);
     }
 }
 
@@ -32,7 +32,8 @@ static void encode(const bw_row_format *f, const float *x, size_t n, uint8_t *co
         break;
     default:
         for (size_t i = 0; i < n; i += f->block)
-            bw_encode_block(f->traits, BW_ROUND_EVEN, x + i, f->block, codes + i, &exps[i / f->block]);
+            bw_encode_block(f->traits, BW_ROUND_EVEN, x + i, f->block, codes + i * f->traits->device_bytes,
+                            &exps[i / f->block]);
     }
 }
 

@@ -6,7 +6,7 @@
  *   v_load_s8 v_load_u8 v_load_u16  (pointer) -> vi; v_store_s8 v_store_u16 (pointer, vi): the low bits of each lane
  *   v_float (vi -> vf, exact or RNE), v_round (vf -> vi, RNE), v_min v_max (as MINPS, MAXPS: the second operand
  *   if they are equal or unordered), v_fma, v_half_to_float (pointer -> vf), v_to_half (vf -> vi), v_gather,
- *   v_max_int, v_reduce_max (vi -> int32_t)
+ *   v_max_int, v_reduce_max (vi -> int32_t), v_swap (the two lanes of each pair change places)
  * and, if it can do four blocks faster than one after the other, V_FOUR and
  *   v_scale_four (traits, x, block, exps, scales): the exponents of four blocks, and 2^-e of each
  * and then includes this.
@@ -117,6 +117,14 @@ static void decode(const bw_row_format *f, const uint8_t *codes, const int8_t *e
                 v_store(y + i + j, v_gather(f->values, v_load_u8(codes + i + j)) * s);
         }
         break;
+    case BW_KIND_INT16:
+        for (size_t i = 0; i < n; i += block) {
+            const uint16_t *words = (const uint16_t *)(const void *)codes + i;
+            vf s = v_set(power(exps[i / block]));
+            for (size_t j = 0; j < block; j += V_LANES)
+                v_store(y + i + j, v_float((v_load_u16(words + j) << 16) >> 16) * s);
+        }
+        break;
     }
 }
 
@@ -193,12 +201,43 @@ static inline __attribute__((always_inline)) void encode_blocks(const bw_format_
     }
 }
 
+/* Formats with microexponents. A coarse pair is rounded to even integers, which are the multiples of 2 that are left of
+ * v + 1.5 * 2^24. */
+static inline __attribute__((always_inline)) void encode_pairs(const bw_format_traits *t, int bytes, const float *x,
+                                                               size_t n, size_t block, uint8_t *codes, int8_t *exps)
+{
+    const float most = (float)t->max_code;
+    const vf edge = v_set((float)(1 << (t->mantissa_bits - 1)));
+    const vi limits[2] = {(vi)v_set(most / 2), (vi)v_set(most)};
+    const vi magics[2] = {(vi)v_set(0x1.8p23f), (vi)v_set(0x1.8p24f)};
+    for (size_t i = 0; i < n; i += block) {
+        const int e = block_exponent(t, x + i, block);
+        const vf s = v_set(power(-e));
+        exps[i / block] = (int8_t)e;
+        for (size_t j = i; j < i + block; j += V_LANES) {
+            const vf v = v_load(x + j) * s, a = (vf)((vi)v & 0x7FFFFFFF);
+            const vi coarse = (vi)(v_max(a, v_swap(a)) >= edge);
+            const vf limit = (vf)((coarse & limits[1]) | (~coarse & limits[0]));
+            const vf magic = (vf)((coarse & magics[1]) | (~coarse & magics[0]));
+            const vi q = v_round((v_min(v_max(v, -limit), limit) + magic) - magic);
+            if (bytes == 1)
+                v_store_s8(codes + j, q);
+            else
+                v_store_u16((uint16_t *)(void *)codes + j, q & 0xFFFF);
+        }
+    }
+}
+
 static void encode(const bw_row_format *f, const float *x, size_t n, uint8_t *codes, int8_t *exps)
 {
     if (f->kind == BW_KIND_FLOAT)
         memcpy(codes, x, n * sizeof *x);
     else if (f->kind == BW_KIND_VECTOR)
         encode_vector(f->traits->format, x, n, (uint16_t *)(void *)codes);
+    else if (f->kind == BW_KIND_INT16)
+        encode_pairs(f->traits, 2, x, n, f->block, codes, exps);
+    else if (f->traits->sub_block)
+        encode_pairs(f->traits, 1, x, n, f->block, codes, exps);
     else if (f->kind == BW_KIND_TABLE)
         encode_blocks(f->traits, BW_KIND_TABLE, x, n, f->block, codes, exps);
     else if (f->block == 16)

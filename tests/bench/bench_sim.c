@@ -104,7 +104,7 @@ static bw_tensor tensor_of(unsigned size, unsigned channels, bw_format format, u
     const uint64_t units = (uint64_t)size * x.row_stride;
     x.codes = *end;
     *end += (units * block * t->device_bytes + 63) / 64 * 64;
-    if (t->kind == BW_KIND_INT || t->kind == BW_KIND_TABLE) {
+    if (bw_format_is_block(t)) {
         x.exps = *end;
         *end += (units + 63) / 64 * 64;
     }

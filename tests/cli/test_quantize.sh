@@ -64,6 +64,13 @@ echo '{"format": "msfp11", "activations": "mxint8"}' >"$work/r.json"
 run 0 --recipe "$work/r.json" "$model" -o "$work/d.bw" --weights mxfp6_e2m3 && has 'mxfp6_e2m3 weights, mxint8 act.*block 32'
 result $? "options override a recipe, whatever the order"
 
+for f in mx9 mx6 mx4; do
+    run 0 "$model" -o "$work/d.bw" --format $f --preprocess "$digits/preprocess.json" &&
+        has "$f weights, $f act.*block 16" &&
+        "$bin/blockwave" run "$work/d.bw" "$digits"/pictures/*.png >>"$work/out" 2>>"$work/err"
+    result $? "$f, from a network to an answer"
+done
+
 run 0 "$model" -o "$work/k.bw" --calib "$digits/calib" --preprocess "$digits/preprocess.json" &&
     has '^output .*SQNR [0-9.]* dB, top-1 agreement with fp32 [0-9.]* % on' && manifest "$work/k.bw" >"$work/out" &&
     "$python" - "$work/out" <<'PY' 2>>"$work/err"

@@ -53,13 +53,14 @@ enum { N = 128 };
 static void fill_values(const bw_format_traits *t, float values[256])
 {
     for (int c = 0; c < 256; c++)
-        values[c] = t->kind == BW_KIND_TABLE ? (float)bw_code_value(t, (uint8_t)c) : 0.0f;
+        values[c] = t->kind == BW_KIND_TABLE ? (float)bw_code_value(t, (unsigned)c) : 0.0f;
 }
 
 static void check_block_format(const bw_rows *rows, const char *isa, const bw_format_traits *t, unsigned block)
 {
     float values[256], x[N], y[N], expected[N];
-    uint8_t codes[N], expected_codes[N];
+    uint8_t codes[2 * N], expected_codes[2 * N];
+    const unsigned bytes = t->device_bytes;
     int8_t exps[N], expected_exps[N];
     fill_values(t, values);
     bw_row_format f = {t, t->kind, (uint16_t)block, values};
@@ -71,18 +72,19 @@ static void check_block_format(const bw_rows *rows, const char *isa, const bw_fo
             memset(x, 0, block * sizeof *x);
         rows->encode(&f, x, N, codes, exps);
         for (unsigned i = 0; i < N; i += block)
-            bw_encode_block(t, BW_ROUND_EVEN, x + i, block, expected_codes + i, &expected_exps[i / block]);
-        for (unsigned i = 0; i < N; i++)
-            if (codes[i] != expected_codes[i] || exps[i / block] != expected_exps[i / block])
-                fail_msg("%s encodes %a to %s code 0x%02x exponent %d, expected 0x%02x %d", isa, (double)x[i], t->name,
-                         codes[i], exps[i / block], expected_codes[i], expected_exps[i / block]);
-        for (int i = 0; i < N; i++) /* all codes, the unused ones too */
+            bw_encode_block(t, BW_ROUND_EVEN, x + i, block, expected_codes + i * bytes, &expected_exps[i / block]);
+        for (unsigned i = 0; i < N * bytes; i++)
+            if (codes[i] != expected_codes[i] || exps[i / bytes / block] != expected_exps[i / bytes / block])
+                fail_msg("%s encodes %a to %s code byte 0x%02x exponent %d, expected 0x%02x %d", isa,
+                         (double)x[i / bytes], t->name, codes[i], exps[i / bytes / block], expected_codes[i],
+                         expected_exps[i / bytes / block]);
+        for (unsigned i = 0; i < N * bytes; i++) /* all codes, the unused ones too */
             codes[i] = (uint8_t)random_u32();
         for (unsigned i = 0; i < N / block; i++)
             exps[i] = (int8_t)(t->exp_min + (int)(random_u32() % (uint32_t)(t->exp_max - t->exp_min + 1)));
         rows->decode(&f, codes, exps, N, y);
         for (unsigned i = 0; i < N; i += block)
-            bw_decode_block(t, codes + i, exps[i / block], block, expected + i);
+            bw_decode_block(t, codes + i * bytes, exps[i / block], block, expected + i);
         assert_memory_equal(y, expected, sizeof y);
     }
 }
@@ -136,7 +138,7 @@ static void rows_equal_formats(void **state)
             if (t->kind == BW_KIND_VECTOR)
                 check_vector_format(rows_of(isa), bw_sim_isa_name(isa), t);
             for (unsigned block = 16; block <= 128; block *= 2)
-                if ((t->kind == BW_KIND_INT || t->kind == BW_KIND_TABLE) && bw_format_block_ok(t, block))
+                if (bw_format_is_block(t) && bw_format_block_ok(t, block))
                     check_block_format(rows_of(isa), bw_sim_isa_name(isa), t, block);
         }
     }
@@ -202,6 +204,32 @@ static void unpack_equals_formats(void **state)
             }
         }
     (void)state;
+}
+
+/* Words of nine bits, packed, to the pairs that dot16 takes. */
+static void widen_words_equals_formats(void **state)
+{
+    (void)state;
+    const bw_format_traits *t = bw_format_find("mx9");
+    enum { BLOCKS = 3 };
+    for (size_t block = 16; block <= 128; block *= 2) {
+        const size_t count = BLOCKS * block * 16, size = bw_packed_size(t, count);
+        uint8_t *packed = malloc(size);
+        int16_t *codes = malloc(2 * count), *pairs = malloc(2 * count);
+        assert_true(packed && codes && pairs);
+        for (size_t i = 0; i < size; i++)
+            packed[i] = (uint8_t)random_u32();
+        bw_unpack(t, packed, count, codes);
+        bw_widen_words(packed, BLOCKS, block, pairs);
+        for (size_t k = 0; k < BLOCKS; k++)
+            for (size_t i = 0; i < block; i++)
+                for (size_t n = 0; n < 16; n++)
+                    assert_int_equal(pairs[k * block * 16 + (i / 2 * 16 + n) * 2 + i % 2],
+                                     codes[k * block * 16 + (i / 4 * 16 + n) * 4 + i % 4]);
+        free(packed);
+        free(codes);
+        free(pairs);
+    }
 }
 
 /* --- pool -----------------------------------------------------------------------------------------------------------
@@ -459,10 +487,11 @@ static void concurrent_runs_queue(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rows_equal_formats),      cmocka_unit_test(rows_arithmetic),
-        cmocka_unit_test(unpack_equals_formats),   cmocka_unit_test(pool_does_each_item_once),
-        cmocka_unit_test(runs_give_the_same_bits), cmocka_unit_test(engine_is_reusable),
-        cmocka_unit_test(refuses_and_cancels),     cmocka_unit_test(concurrent_runs_queue),
+        cmocka_unit_test(rows_equal_formats),       cmocka_unit_test(rows_arithmetic),
+        cmocka_unit_test(unpack_equals_formats),    cmocka_unit_test(widen_words_equals_formats),
+        cmocka_unit_test(pool_does_each_item_once), cmocka_unit_test(runs_give_the_same_bits),
+        cmocka_unit_test(engine_is_reusable),       cmocka_unit_test(refuses_and_cancels),
+        cmocka_unit_test(concurrent_runs_queue),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
