@@ -32,35 +32,38 @@ INLINE void accumulate(float *acc, __m256i d, __m256i ew, const int32_t *ea)
 /* P is a constant: 2 * P sums of 8 outputs stay in registers. */
 INLINE void dot16_any(const bw_dot_args *g, const unsigned P)
 {
-    const int16_t *a = g->codes, *w = g->weights;
+    const int16_t *w = g->weights;
     const int8_t *we = g->weight_exps;
-    const int32_t *ea = g->scale;
-    const size_t B = g->block;
+    const size_t B = g->block, step = g->code_step / 2;
     if (g->start)
         for (unsigned p = 0; p < P; p++)
             memcpy(g->acc + p * g->stride, g->start, BW_OUTPUT_TILE * sizeof(float));
-    for (size_t k = 0; k < g->blocks; k++) {
-        __m256i lo[GROUP], hi[GROUP];
+    for (size_t r = 0; r < g->run_count; r++) {
+        const int16_t *a = (const int16_t *)g->codes + g->runs[r].at * B;
+        const int32_t *ea = g->scale + g->runs[r].at;
+        for (size_t left = g->runs[r].blocks; left; left--) {
+            __m256i lo[GROUP], hi[GROUP];
 #pragma GCC unroll 4
-        for (unsigned p = 0; p < P; p++)
-            lo[p] = hi[p] = _mm256_setzero_si256();
-        for (size_t i = 0; i < B; i += 2, w += 32) {
-            __m256i v0 = _mm256_loadu_si256((const __m256i *)(const void *)w);
-            __m256i v1 = _mm256_loadu_si256((const __m256i *)(const void *)(w + 16));
+            for (unsigned p = 0; p < P; p++)
+                lo[p] = hi[p] = _mm256_setzero_si256();
+            for (size_t i = 0; i < B; i += 2, w += 32) {
+                __m256i v0 = _mm256_loadu_si256((const __m256i *)(const void *)w);
+                __m256i v1 = _mm256_loadu_si256((const __m256i *)(const void *)(w + 16));
+#pragma GCC unroll 4
+                for (unsigned p = 0; p < P; p++) {
+                    __m256i x = broadcast(a + p * step + i);
+                    lo[p] = _mm256_add_epi32(lo[p], _mm256_madd_epi16(v0, x));
+                    hi[p] = _mm256_add_epi32(hi[p], _mm256_madd_epi16(v1, x));
+                }
+            }
+            __m256i e0 = load_exponents(we), e1 = load_exponents(we + 8);
 #pragma GCC unroll 4
             for (unsigned p = 0; p < P; p++) {
-                __m256i x = broadcast(a + p * (BW_PANEL_BYTES / 2) + i);
-                lo[p] = _mm256_add_epi32(lo[p], _mm256_madd_epi16(v0, x));
-                hi[p] = _mm256_add_epi32(hi[p], _mm256_madd_epi16(v1, x));
+                accumulate(g->acc + p * g->stride, lo[p], e0, ea + p * g->scale_step);
+                accumulate(g->acc + p * g->stride + 8, hi[p], e1, ea + p * g->scale_step);
             }
+            a += B, we += 16, ea++;
         }
-        __m256i e0 = load_exponents(we), e1 = load_exponents(we + 8);
-#pragma GCC unroll 4
-        for (unsigned p = 0; p < P; p++) {
-            accumulate(g->acc + p * g->stride, lo[p], e0, ea + p * BW_PANEL_BLOCKS);
-            accumulate(g->acc + p * g->stride + 8, hi[p], e1, ea + p * BW_PANEL_BLOCKS);
-        }
-        a += B, we += 16, ea++;
     }
 }
 

@@ -15,19 +15,23 @@ static void dot16(const bw_dot_args *g)
 {
     const size_t block = g->block;
     for (size_t p = 0; p < g->pixels; p++) {
-        const int16_t *a = (const int16_t *)g->codes + p * (BW_PANEL_BYTES / 2), *w = g->weights;
+        const int16_t *w = g->weights;
+        const int8_t *we = g->weight_exps;
         float *acc = g->acc + p * g->stride;
         if (g->start)
             memcpy(acc, g->start, BW_OUTPUT_TILE * sizeof *acc);
-        for (size_t k = 0; k < g->blocks; k++, a += block, w += block * BW_OUTPUT_TILE) {
-            int32_t d[BW_OUTPUT_TILE] = {0};
-            for (size_t i = 0; i < block / 2; i++)
+        for (size_t r = 0; r < g->run_count; r++) {
+            const int16_t *a = (const int16_t *)g->codes + p * (g->code_step / 2) + g->runs[r].at * block;
+            const int32_t *ea = g->scale + p * g->scale_step + g->runs[r].at;
+            for (size_t left = g->runs[r].blocks; left; left--, a += block, w += block * BW_OUTPUT_TILE) {
+                int32_t d[BW_OUTPUT_TILE] = {0};
+                for (size_t i = 0; i < block / 2; i++)
+                    for (size_t n = 0; n < BW_OUTPUT_TILE; n++)
+                        d[n] += a[2 * i] * w[(i * BW_OUTPUT_TILE + n) * 2] +
+                                a[2 * i + 1] * w[(i * BW_OUTPUT_TILE + n) * 2 + 1];
                 for (size_t n = 0; n < BW_OUTPUT_TILE; n++)
-                    d[n] +=
-                        a[2 * i] * w[(i * BW_OUTPUT_TILE + n) * 2] + a[2 * i + 1] * w[(i * BW_OUTPUT_TILE + n) * 2 + 1];
-            for (size_t n = 0; n < BW_OUTPUT_TILE; n++) {
-                uint32_t e = (uint32_t)g->weight_exps[k * BW_OUTPUT_TILE + n] << 23;
-                acc[n] += (float)d[n] * from_bits((uint32_t)g->scale[p * BW_PANEL_BLOCKS + k] + e);
+                    acc[n] += (float)d[n] * from_bits((uint32_t)*ea + ((uint32_t)we[n] << 23));
+                ea++, we += BW_OUTPUT_TILE;
             }
         }
     }

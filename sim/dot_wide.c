@@ -15,43 +15,49 @@ static float from_bits(uint32_t bits)
     return y;
 }
 
-/* acc += d * 2^(ea + ew) for the 16 outputs of pixel p, block k. */
-static void accumulate(const bw_dot_args *g, size_t k, size_t p, const float *d)
+/* acc += d * 2^(ea + ew) for 16 outputs. */
+static void accumulate(float *acc, const float *d, int32_t ea, const int8_t *ew)
 {
-    float *acc = g->acc + p * g->stride;
-    for (size_t n = 0; n < BW_OUTPUT_TILE; n++) {
-        uint32_t e = (uint32_t)g->weight_exps[k * BW_OUTPUT_TILE + n] << 23;
-        acc[n] += d[n] * from_bits((uint32_t)g->scale[p * BW_PANEL_BLOCKS + k] + e);
-    }
+    for (size_t n = 0; n < BW_OUTPUT_TILE; n++)
+        acc[n] += d[n] * from_bits((uint32_t)ea + ((uint32_t)ew[n] << 23));
 }
 
-static void dot_f64(const bw_dot_args *g, size_t p)
+static void block_f64(const double *a, const double *w, size_t block, float *f)
 {
-    const double *a = (const double *)g->codes + p * (BW_PANEL_BYTES / 8), *w = g->weights;
-    for (size_t k = 0; k < g->blocks; k++, a += g->block, w += g->block * BW_OUTPUT_TILE) {
-        double d[BW_OUTPUT_TILE] = {0};
-        for (size_t i = 0; i < g->block; i++)
-            for (size_t n = 0; n < BW_OUTPUT_TILE; n++)
-                d[n] += a[i] * w[i * BW_OUTPUT_TILE + n];
-        float f[BW_OUTPUT_TILE];
+    double d[BW_OUTPUT_TILE] = {0};
+    for (size_t i = 0; i < block; i++)
         for (size_t n = 0; n < BW_OUTPUT_TILE; n++)
-            f[n] = (float)d[n];
-        accumulate(g, k, p, f);
+            d[n] += a[i] * w[i * BW_OUTPUT_TILE + n];
+    for (size_t n = 0; n < BW_OUTPUT_TILE; n++)
+        f[n] = (float)d[n];
+}
+
+static void block_i128(const int64_t *a, const int64_t *w, size_t block, float *f)
+{
+    for (size_t n = 0; n < BW_OUTPUT_TILE; n++) {
+        __int128 d = 0;
+        for (size_t i = 0; i < block; i++)
+            d += (__int128)a[i] * w[i * BW_OUTPUT_TILE + n];
+        f[n] = (float)d;
     }
 }
 
-static void dot_i128(const bw_dot_args *g, size_t p)
+static void dot(bw_dot_class c, const bw_dot_args *g, size_t p)
 {
-    const int64_t *a = (const int64_t *)g->codes + p * (BW_PANEL_BYTES / 8), *w = g->weights;
-    for (size_t k = 0; k < g->blocks; k++, a += g->block, w += g->block * BW_OUTPUT_TILE) {
-        float f[BW_OUTPUT_TILE];
-        for (size_t n = 0; n < BW_OUTPUT_TILE; n++) {
-            __int128 d = 0;
-            for (size_t i = 0; i < g->block; i++)
-                d += (__int128)a[i] * w[i * BW_OUTPUT_TILE + n];
-            f[n] = (float)d;
+    float *acc = g->acc + p * g->stride, f[BW_OUTPUT_TILE];
+    const uint8_t *codes = (const uint8_t *)g->codes + p * g->code_step, *w = g->weights;
+    const int8_t *we = g->weight_exps;
+    for (size_t r = 0; r < g->run_count; r++) {
+        const int32_t *ea = g->scale + p * g->scale_step + g->runs[r].at;
+        const uint8_t *a = codes + g->runs[r].at * g->block * 8;
+        for (size_t left = g->runs[r].blocks; left; left--, a += 8 * g->block, w += 8 * g->block * BW_OUTPUT_TILE) {
+            if (c == BW_DOT_F64)
+                block_f64((const double *)(const void *)a, (const double *)(const void *)w, g->block, f);
+            else
+                block_i128((const int64_t *)(const void *)a, (const int64_t *)(const void *)w, g->block, f);
+            accumulate(acc, f, *ea++, we);
+            we += BW_OUTPUT_TILE;
         }
-        accumulate(g, k, p, f);
     }
 }
 
@@ -60,10 +66,7 @@ void bw_dot_wide(bw_dot_class c, const bw_dot_args *args)
     for (size_t p = 0; p < args->pixels; p++) {
         if (args->start)
             memcpy(args->acc + p * args->stride, args->start, BW_OUTPUT_TILE * sizeof(float));
-        if (c == BW_DOT_F64)
-            dot_f64(args, p);
-        else
-            dot_i128(args, p);
+        dot(c, args, p);
     }
 }
 

@@ -88,27 +88,40 @@ typedef enum bw_dot_class {
 } bw_dot_class;
 
 /*
- * A panel holds the input rows of some output pixels, a part of the reduction at a time, one row after the other:
- *   codes   BW_PANEL_BYTES a row: int8 (S8), int16 (S16), double (F64), int64 (I128)
- *   offset  BW_PANEL_BLOCKS int32 a row, S8 only: -128 * sum of the block's codes
- *   scale   BW_PANEL_BLOCKS int32 a row: (127 + e) << 23
- * Rows have a fixed stride, so that kernels address the pixels by constants; the odd 64 bytes keep them in different
- * cache sets, and let packers, which go upwards, write a vector past what they pack. Weights of a tile: S8: canonical
- * order, int8; else [blocks][block / 2][16][2] (S16), [blocks][block][16].
+ * A panel holds input blocks the way the kernels want them, and each output pixel's window is a list of runs in it:
+ *   codes   uint8 = code + 128 (S8), int16 (S16), double (F64), int64 (I128)
+ *   scale   one int32 a block: e << 23 (S8), (127 + e) << 23 (all others)
+ * It is either the input region under some rows of output pixels, packed once and shared by all windows that meet
+ * there, or a row of its own for each pixel (im2col). Packers go upwards and may write a vector past what they pack.
  */
-#define BW_PANEL_CODES  2048u /* bytes of codes in a row, at most */
-#define BW_PANEL_BYTES  (BW_PANEL_CODES + 64u)
-#define BW_PANEL_BLOCKS (BW_PANEL_CODES / 16 + 16u)
+#define BW_PANEL_SLACK 64u /* bytes, after the codes and after the scales */
+
+/* Blocks that lie side by side in the panel and in the reduction. */
+typedef struct bw_dot_run {
+    uint32_t at, blocks; /* at: counted in blocks from where the pixel's window starts */
+} bw_dot_run;
+
+/* Blocks of a reduction that one kernel call takes, at most. */
+#define BW_DOT_CHUNK 128u
 
 typedef struct bw_dot_args {
-    size_t pixels, block, blocks;
-    const void *codes;
-    const int32_t *offset;
+    size_t pixels, block;
+    size_t tiles; /* 1; up to bw_dot_kernels.tiles8 for dot8 */
+    const bw_dot_run *runs;
+    size_t run_count;
+    const void *codes; /* window of the first pixel */
+    size_t code_step;  /* bytes to the window of the next */
     const int32_t *scale;
+    size_t scale_step; /* entries */
+    /* Of a tile. S8: canonical order, int8; S16: [blocks][block / 2][16][2]; else [blocks][block][16]. */
     const void *weights;
+    size_t weight_step;        /* bytes to the next tile */
     const int8_t *weight_exps; /* [blocks][16] */
-    const float *start;        /* 16 values that acc starts at; NULL: continue from acc */
-    float *acc;                /* [pixels][stride], 16 outputs each */
+    size_t exp_step;
+    const int32_t *sums; /* S8: what sum8 made of the tile; NULL for a few pixels, which do without */
+    size_t sum_step;
+    const float *start; /* 16 values a tile that acc starts at; NULL: continue from acc */
+    float *acc;         /* [pixels][stride], 16 outputs a tile */
     size_t stride;
 } bw_dot_args;
 
@@ -117,15 +130,21 @@ typedef struct bw_pack_args {
     const int8_t *exps;
     size_t count, block;
     const int16_t *values; /* TABLE formats: 256 code values; else NULL */
-    void *out;             /* all three inside one row of the panel */
-    int32_t *offset;
+    void *out;
     int32_t *scale;
 } bw_pack_args;
 
+/* int32 that sum8 writes for a block of a tile. */
+#define BW_DOT_SUMS 32u
+
 typedef struct bw_dot_kernels {
-    unsigned group;                          /* pixels per call, <= BW_GROUP_MAX */
+    unsigned group;     /* pixels per call of dot16 and the wide classes, <= BW_GROUP_MAX */
+    unsigned group8[3]; /* of dot8, for blocks of 16, 32, and 64 or 128 */
+    unsigned few8;      /* up to so many pixels dot8 does without sums */
+    unsigned tiles8;
     void (*dot8)(const bw_dot_args *args);   /* NULL: the ISA has none */
-    void (*pack8)(const bw_pack_args *args); /* NULL with dot8 */
+    void (*pack8)(const bw_pack_args *args); /* NULL with dot8, as are sum8 and map8 */
+    void (*sum8)(const int8_t *weights, const int8_t *exps, size_t blocks, size_t block, int32_t *sums);
     void (*dot16)(const bw_dot_args *args);
     void (*pack16)(const bw_pack_args *args);
     void (*map8)(const int16_t *values, size_t count, uint8_t *codes); /* in place; NULL with dot8 */
@@ -180,14 +199,19 @@ typedef struct bw_plan {
     bw_dot_class dot;
     size_t group_blocks;   /* kb: blocks per pixel and group */
     size_t reduction;      /* blocks of the whole reduction */
-    int taps_adjoin;       /* the blocks of tap kx + 1 follow those of tap kx in memory */
+    int taps_adjoin;       /* the blocks of tap kx + 1 follow those of tap kx in the input */
     size_t group_channels; /* outputs per group */
     size_t group_tiles;
-    size_t tile_bytes; /* packed codes of one tile */
-    size_t chunk;      /* reduction blocks taken at a time */
-    size_t row;        /* floats of an fp32 row in scratch; not CONV */
-    size_t rows;       /* DWCONV: pixels taken at a time */
-    size_t scratch;    /* bytes per thread */
+    size_t tile_bytes;  /* packed codes of one tile */
+    size_t chunk;       /* reduction blocks per kernel call */
+    size_t bunch;       /* tiles that are finished together */
+    size_t region_rows; /* output rows of an item that packs a region; 0: items are pixels with rows of their own */
+    size_t part;        /* such a row: reduction blocks that it holds at a time */
+    size_t most_pixels; /* of an item */
+    size_t acc_stride;
+    size_t row;     /* floats of an fp32 row in scratch; not CONV */
+    size_t rows;    /* DWCONV: pixels taken at a time */
+    size_t scratch; /* bytes per thread */
 } bw_plan;
 
 struct bw_fast {
