@@ -141,6 +141,12 @@ static void plan_view(const bw_fast *engine, const bw_tensor *t, bw_view *v)
     v->unit_bytes = (size_t)t->block * v->format.traits->device_bytes;
 }
 
+/* Whether the pixels of a row and the rows lie one after the other. */
+static int rows_adjoin(const bw_view *v)
+{
+    return !v->tensor || v->tensor->height == 1 || v->tensor->row_stride == v->tensor->width * v->tensor->pixel_stride;
+}
+
 static void plan_instruction(const bw_fast *engine, const bw_instruction *ins, bw_plan *plan)
 {
     plan->ins = ins;
@@ -153,6 +159,8 @@ static void plan_instruction(const bw_fast *engine, const bw_instruction *ins, b
     for (unsigned i = 0; i < 3; i++)
         if (views[i]->tensor && views[i]->format.block > plan->align)
             plan->align = views[i]->format.block;
+    plan->adjoin_in = rows_adjoin(&plan->in);
+    plan->adjoin = rows_adjoin(&plan->in2) && rows_adjoin(&plan->out[0]) && rows_adjoin(&plan->out[1]);
     plan->activation = (bw_row_activation){(bw_activation)ins->activation, ins->clip_lo, ins->clip_hi};
     plan->weights = engine->constants + ins->weights;
     plan->weight_exps = (const int8_t *)engine->constants + ins->weight_exps;
@@ -188,6 +196,7 @@ static bw_status fill_engine(bw_fast *engine, const bw_fast_options *options, bw
     if (!engine->tables || !engine->plans)
         return bw_fail(err, BW_NO_MEMORY, "no memory for the plan of %u instructions", count);
     fill_tables(engine->tables);
+    engine->fp32 = row_format(engine, BW_FORMAT_FP32, 1);
     for (uint32_t i = 0; i < count; i++) {
         bw_plan *plan = &engine->plans[i];
         plan_instruction(engine, &engine->program->instructions[i], plan);

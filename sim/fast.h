@@ -38,7 +38,6 @@ typedef struct bw_row_format {
     const float *values; /* kind TABLE: 256 code values as floats */
 } bw_row_format;
 
-/* Fused epilogue of one row: y = activation(x). */
 typedef struct bw_row_activation {
     bw_activation kind;
     float lo, hi;
@@ -61,17 +60,45 @@ typedef struct bw_depthwise {
     size_t stride;
 } bw_depthwise;
 
+/* A tensor, or fp32 rows in memory, from some pixel and channel on. */
+typedef struct bw_side {
+    const bw_row_format *format; /* NULL: absent */
+    uint8_t *codes;
+    int8_t *exps;               /* block formats */
+    size_t code_step, exp_step; /* bytes from one pixel to the next */
+} bw_side;
+
+/*
+ * y = activation(a), activation(a + b) or activation(a * b) for n channels of some pixels, one rounding for the
+ * operation; written to out[0] and out[1]. Reads of b and a exactly n elements, or all of the last block. Writes
+ * exactly n elements, or all of the last block with zeros for its padding. b and out[1] may be absent. a has any
+ * format, the others all but fp32 for b.
+ */
+typedef struct bw_fused {
+    size_t pixels, n;
+    bw_side a, b, out[2];
+    int multiply;
+    const bw_row_activation *activation;
+} bw_fused;
+
+/*
+ * y[p][c] = the largest of, or `factor` times the sum (in order, one rounding each) over, the taps
+ * x[p][i * rows.. + j * columns..][c], i < rows, j < columns (at least one each), c < n, for some pixels. Reads exactly
+ * n elements of x, or all of the last block; writes n rounded up to 16.
+ */
+typedef struct bw_window {
+    bw_side x; /* first pixel, first tap; steps are from one output pixel to the next */
+    size_t rows, columns, pixels, n;
+    size_t code_row, code_column, exp_row, exp_column; /* bytes from one tap to the next */
+    int average;
+    float factor;
+    float *y; /* [pixels][stride] */
+    size_t stride;
+} bw_window;
+
 typedef struct bw_rows {
-    /* n values of consecutive units; n is a multiple of the block for block formats. x, y: fp32. Reads and writes
-     * exactly n elements of the tensor, and up to the next multiple of 16 of the fp32 row. */
-    void (*decode)(const bw_row_format *f, const uint8_t *codes, const int8_t *exps, size_t n, float *y);
-    void (*encode)(const bw_row_format *f, const float *x, size_t n, uint8_t *codes, int8_t *exps);
-    /* The following work on n rounded up to 16. y may be an input. */
-    void (*add)(size_t n, const float *a, const float *b, float *y);
-    void (*mul)(size_t n, const float *a, const float *b, float *y);
-    void (*max)(size_t n, const float *a, float *y); /* y = a > y ? a : y */
-    void (*scale)(size_t n, float r, float *y);      /* y *= r */
-    void (*activate)(const bw_row_activation *a, size_t n, float *y);
+    void (*fused)(const bw_fused *f);
+    void (*window)(const bw_window *w);
     void (*depthwise)(const bw_depthwise *d);
 } bw_rows;
 
@@ -190,6 +217,7 @@ typedef struct bw_plan {
     const bw_instruction *ins;
     bw_view in, in2, out[2]; /* tensor NULL: absent; base and image_stride filled in for each run */
     size_t align;            /* channels: largest block of in2 and the outputs, at least 16 */
+    int adjoin_in, adjoin;   /* rows of `in`, of in2 and the outputs, follow each other without a gap */
     bw_row_activation activation;
     const uint8_t *weights; /* pointers into the constants */
     const int8_t *weight_exps;
@@ -223,7 +251,8 @@ struct bw_fast {
     bw_pool *pool;
     bw_plan *plans;
     bw_format_tables *tables;
-    uint8_t *scratch; /* threads x scratch_bytes */
+    bw_row_format fp32; /* rows in scratch memory */
+    uint8_t *scratch;   /* threads x scratch_bytes */
     size_t scratch_bytes;
     uint8_t *act; /* act_batch x act_stride, and slack */
     size_t act_stride;
@@ -258,13 +287,18 @@ static inline uint8_t *bw_fast_scratch(const bw_fast *engine, unsigned thread)
     return engine->scratch + thread * engine->scratch_bytes;
 }
 
-/* Reads channels c0 .. c0 + n of a pixel into row[0 ..]; c0 is a multiple of the tensor's block, row has room for n
- * rounded up to the block. */
-void bw_fast_read(const bw_fast *engine, const bw_view *v, size_t image, size_t y, size_t x, size_t c0, size_t n,
-                  float *row);
-/* The end of every instruction: residual (if the plan has one and it is CONV or DWCONV), activation, and writing
- * channels c0 .. c0 + n of pixel (y, x). c0 is a multiple of plan->align, as is n unless it reaches the last channel.
- * row and spare have room for n rounded up to BW_ROW_ALIGN. */
+/* Channels from c0 on of pixel (y, x) and those after it in its row; c0 is a multiple of the tensor's block. An absent
+ * tensor gives an absent side. */
+bw_side bw_fast_side(const bw_view *v, size_t image, size_t y, size_t x, size_t c0);
+/*
+ * The end of CONV, and of every operation that makes fp32 rows, for `pixels` consecutive output pixels of the batch
+ * from number `first` on, number = (image * out.height + y) * out.width + x: residual (if the plan has one and it is
+ * CONV or DWCONV), activation, and writing channels c0 .. c0 + n. c0 is a multiple of plan->align, as is n unless it
+ * reaches the last channel. acc: [pixels][stride], read only.
+ */
+void bw_fast_finish_pixels(const bw_fast *engine, const bw_plan *plan, size_t first, size_t pixels, size_t c0, size_t n,
+                           const float *acc, size_t stride);
+/* The same for pixel (y, x) alone; spare is not used. */
 void bw_fast_finish(const bw_fast *engine, const bw_plan *plan, size_t image, size_t y, size_t x, size_t c0, size_t n,
                     float *row, float *spare);
 

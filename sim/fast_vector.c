@@ -4,37 +4,67 @@
 
 #include "sim/fast.h"
 
-#define DEPTHWISE_FLOATS 4096u /* of the rows that are accumulated at a time: they stay in the first cache */
+#define ROWS_FLOATS 4096u /* of the rows that are made at a time: they stay in the first cache */
 
-void bw_fast_read(const bw_fast *engine, const bw_view *v, size_t image, size_t y, size_t x, size_t c0, size_t n,
-                  float *row)
+bw_side bw_fast_side(const bw_view *v, size_t image, size_t y, size_t x, size_t c0)
 {
-    const size_t block = v->format.block, u = c0 / block;
-    engine->rows->decode(&v->format, bw_view_codes(v, image, y, x, u), bw_view_exps(v, image, y, x, u),
-                         bw_round_up(n, block), row);
+    if (!v->tensor)
+        return (bw_side){0};
+    const size_t u = c0 / v->format.block, step = v->tensor->pixel_stride;
+    return (bw_side){&v->format, bw_view_codes(v, image, y, x, u), bw_view_exps(v, image, y, x, u),
+                     step * v->unit_bytes, step};
+}
+
+static bw_side row_side(const bw_fast *engine, const float *rows, size_t stride)
+{
+    return (bw_side){&engine->fp32, (uint8_t *)(uintptr_t)rows, NULL, stride * sizeof *rows, 0};
+}
+
+/* Output pixels from number `pixel` on that are one run of all tensors, `most` at most. `adjoin`: whether rows are. */
+static size_t run_of(const bw_plan *plan, size_t pixel, size_t most, int adjoin)
+{
+    const size_t width = plan->ins->out0.width, period = adjoin ? width * plan->ins->out0.height : width;
+    const size_t left = period - pixel % period;
+    return left < most ? left : most;
+}
+
+void bw_fast_finish_pixels(const bw_fast *engine, const bw_plan *plan, size_t first, size_t pixels, size_t c0, size_t n,
+                           const float *acc, size_t stride)
+{
+    const size_t width = plan->ins->out0.width, area = width * plan->ins->out0.height;
+    const unsigned op = plan->ins->opcode;
+    const int residual = op == BW_OP_CONV || op == BW_OP_DWCONV;
+    bw_fused f = {.n = n, .activation = &plan->activation};
+    for (size_t end = first + pixels; first < end; first += f.pixels, acc += f.pixels * stride) {
+        const size_t image = first / area, y = first % area / width, x = first % width;
+        f.pixels = run_of(plan, first, end - first, plan->adjoin);
+        f.a = row_side(engine, acc, stride);
+        if (residual)
+            f.b = bw_fast_side(&plan->in2, image, y, x, c0);
+        f.out[0] = bw_fast_side(&plan->out[0], image, y, x, c0);
+        f.out[1] = bw_fast_side(&plan->out[1], image, y, x, c0);
+        engine->rows->fused(&f);
+    }
 }
 
 void bw_fast_finish(const bw_fast *engine, const bw_plan *plan, size_t image, size_t y, size_t x, size_t c0, size_t n,
                     float *row, float *spare)
 {
-    const bw_rows *rows = engine->rows;
-    const unsigned op = plan->ins->opcode;
-    if (plan->in2.tensor && (op == BW_OP_CONV || op == BW_OP_DWCONV)) {
-        bw_fast_read(engine, &plan->in2, image, y, x, c0, n, spare);
-        rows->add(n, row, spare, row);
-    }
-    rows->activate(&plan->activation, n, row);
-    const size_t padded = bw_round_up(n, plan->align);
-    for (size_t c = n; c < padded; c++) /* padding channels are zero whatever the activation makes of them */
-        row[c] = 0.0f;
-    for (unsigned o = 0; o < 2; o++) {
-        const bw_view *v = &plan->out[o];
-        if (v->tensor) {
-            const size_t block = v->format.block, u = c0 / block;
-            rows->encode(&v->format, row, bw_round_up(n, block), bw_view_codes(v, image, y, x, u),
-                         bw_view_exps(v, image, y, x, u));
-        }
-    }
+    const bw_tensor *out = &plan->ins->out0;
+    (void)spare;
+    bw_fast_finish_pixels(engine, plan, (image * out->height + y) * out->width + x, 1, c0, n, row, 0);
+}
+
+/* Decodes all channels of a pixel of the input. */
+static void read_pixel(const bw_fast *engine, const bw_plan *plan, size_t image, size_t y, size_t x, float *row)
+{
+    static const bw_row_activation none = {BW_ACT_NONE, 0, 0};
+    const bw_fused f = {.pixels = 1,
+                        .n = plan->ins->in.channels,
+                        .a = bw_fast_side(&plan->in, image, y, x, 0),
+                        .out = {row_side(engine, row, 0)},
+                        .activation = &none};
+    engine->rows->fused(&f);
 }
 
 typedef struct job {
@@ -119,45 +149,43 @@ static size_t equal_windows(const bw_plan *plan, size_t ox)
     return n < left ? n : left;
 }
 
-static void pool(const job *j, size_t image, size_t oy, size_t ox, float *row, float *spare)
+/* `pixels` neighbours in a row whose windows have the taps of `w` inside the input. */
+static void pool(const job *j, size_t image, const window *w, size_t pixels, float *rows)
 {
     const bw_plan *plan = j->plan;
     const bw_instruction *ins = plan->ins;
-    const bw_rows *rows = j->engine->rows;
-    const size_t n = ins->in.channels;
-    const window w = window_at(ins, oy, ox);
-    const int average = ins->opcode == BW_OP_AVGPOOL;
-    memset(row, 0, bw_round_up(n, 16) * sizeof *row);
-    for (int64_t ky = w.ky0; ky < w.ky1; ky++)
-        for (int64_t kx = w.kx0; kx < w.kx1; kx++) {
-            const int first = !average && ky == w.ky0 && kx == w.kx0;
-            bw_fast_read(j->engine, &plan->in, image, (size_t)(w.y + ky * ins->dilation_y),
-                         (size_t)(w.x + kx * ins->dilation_x), 0, n, first ? row : spare);
-            if (average)
-                rows->add(n, row, spare, row);
-            else if (!first)
-                rows->max(n, spare, row);
-        }
-    if (average) {
+    const bw_tensor *in = &ins->in;
+    const size_t down = (size_t)ins->dilation_y * in->row_stride, across = (size_t)ins->dilation_x * in->pixel_stride;
+    bw_window k = {.rows = (size_t)(w->ky1 - w->ky0),
+                   .columns = (size_t)(w->kx1 - w->kx0),
+                   .pixels = pixels,
+                   .n = in->channels,
+                   .code_row = down * plan->in.unit_bytes,
+                   .code_column = across * plan->in.unit_bytes,
+                   .exp_row = down,
+                   .exp_column = across,
+                   .average = ins->opcode == BW_OP_AVGPOOL,
+                   .y = rows,
+                   .stride = plan->row};
+    k.x = bw_fast_side(&plan->in, image, (size_t)(w->y + w->ky0 * ins->dilation_y),
+                       (size_t)(w->x + w->kx0 * ins->dilation_x), 0);
+    k.x.code_step *= ins->stride_x;
+    k.x.exp_step *= ins->stride_x;
+    if (k.average) {
         const float *recip = (const float *)(const void *)plan->weights;
-        size_t count = ins->flags & BW_FLAG_COUNT_PAD ? (size_t)ins->kernel_y * ins->kernel_x
-                                                      : (size_t)((w.ky1 - w.ky0) * (w.kx1 - w.kx0));
-        rows->scale(n, recip[count], row);
+        k.factor = recip[ins->flags & BW_FLAG_COUNT_PAD ? (size_t)ins->kernel_y * ins->kernel_x : k.rows * k.columns];
     }
+    j->engine->rows->window(&k);
 }
 
-static void copy(const job *j, size_t image, size_t oy, size_t ox, float *row, float *spare)
+/* spare[-1] is zero. */
+static void copy_mapped(const job *j, size_t image, size_t oy, size_t ox, float *row, float *spare)
 {
-    const bw_plan *plan = j->plan;
-    const size_t n = plan->ins->out0.channels;
-    if (!(plan->ins->flags & BW_FLAG_CHANNEL_MAP)) {
-        bw_fast_read(j->engine, &plan->in, image, oy, ox, 0, n, row);
-        return;
-    }
-    const int32_t *map = (const int32_t *)(const void *)plan->weights;
-    bw_fast_read(j->engine, &plan->in, image, oy, ox, 0, plan->ins->in.channels, spare);
+    const size_t n = j->plan->ins->out0.channels;
+    const int32_t *map = (const int32_t *)(const void *)j->plan->weights;
+    read_pixel(j->engine, j->plan, image, oy, ox, spare);
     for (size_t c = 0; c < n; c++)
-        row[c] = map[c] < 0 ? 0.0f : spare[map[c]];
+        row[c] = spare[map[c]];
 }
 
 static void patch(const job *j, size_t image, size_t oy, size_t ox, float *row)
@@ -169,14 +197,35 @@ static void patch(const job *j, size_t image, size_t oy, size_t ox, float *row)
     for (int64_t ky = 0; ky < ins->kernel_y; ky++)
         for (int64_t kx = 0; kx < ins->kernel_x; kx++, row += n) {
             if (ky >= w.ky0 && ky < w.ky1 && kx >= w.kx0 && kx < w.kx1)
-                bw_fast_read(j->engine, &plan->in, image, (size_t)(w.y + ky * ins->dilation_y),
-                             (size_t)(w.x + kx * ins->dilation_x), 0, n, row);
+                memcpy(row,
+                       bw_view_codes(&plan->in, image, (size_t)(w.y + ky * ins->dilation_y),
+                                     (size_t)(w.x + kx * ins->dilation_x), 0),
+                       n * sizeof *row);
             else
                 memset(row, 0, n * sizeof *row);
         }
 }
 
-static void run_depthwise(const job *j, size_t first, size_t end, float *rows)
+/* ADD, MUL, and COPY without a map: tensor to tensor. */
+static void run_through(const job *j, size_t first, size_t end)
+{
+    const bw_plan *plan = j->plan;
+    const size_t width = plan->ins->out0.width, area = width * plan->ins->out0.height;
+    bw_fused f = {
+        .n = plan->ins->out0.channels, .multiply = plan->ins->opcode == BW_OP_MUL, .activation = &plan->activation};
+    for (size_t pixel = first; pixel < end; pixel += f.pixels) {
+        const size_t image = pixel / area, y = pixel % area / width, x = pixel % width;
+        f.pixels = run_of(plan, pixel, end - pixel, plan->adjoin && plan->adjoin_in);
+        f.a = bw_fast_side(&plan->in, image, y, x, 0);
+        f.b = bw_fast_side(&plan->in2, image, y, x, 0);
+        f.out[0] = bw_fast_side(&plan->out[0], image, y, x, 0);
+        f.out[1] = bw_fast_side(&plan->out[1], image, y, x, 0);
+        j->engine->rows->fused(&f);
+    }
+}
+
+/* DWCONV and pools: runs of pixels whose windows are alike. */
+static void run_windows(const job *j, size_t first, size_t end, float *rows)
 {
     const bw_plan *plan = j->plan;
     const size_t width = plan->ins->out0.width, area = width * plan->ins->out0.height;
@@ -187,47 +236,48 @@ static void run_depthwise(const job *j, size_t first, size_t end, float *rows)
         n = equal_windows(plan, x);
         n = n < plan->rows ? n : plan->rows;
         n = n < end - pixel ? n : end - pixel;
-        depthwise(j, image, &w, n, rows);
-        for (size_t p = 0; p < n; p++)
-            bw_fast_finish(j->engine, plan, image, y, x + p, 0, plan->ins->out0.channels, rows + p * plan->row,
-                           rows + plan->rows * plan->row);
+        if (plan->ins->opcode == BW_OP_DWCONV)
+            depthwise(j, image, &w, n, rows);
+        else
+            pool(j, image, &w, n, rows);
+        bw_fast_finish_pixels(j->engine, plan, pixel, n, 0, plan->ins->out0.channels, rows, plan->row);
+    }
+}
+
+/* COPY with a map, PATCH: rows of channels, then the rest. */
+static void run_rows(const job *j, size_t first, size_t end, float *rows)
+{
+    const bw_plan *plan = j->plan;
+    const size_t width = plan->ins->out0.width, area = width * plan->ins->out0.height;
+    float *spare = rows + plan->rows * plan->row + 16;
+    spare[-1] = 0.0f;
+    size_t n;
+    for (size_t pixel = first; pixel < end; pixel += n) {
+        n = end - pixel < plan->rows ? end - pixel : plan->rows;
+        for (size_t p = 0; p < n; p++) {
+            const size_t at = pixel + p, image = at / area, y = at % area / width, x = at % width;
+            if (plan->ins->opcode == BW_OP_PATCH)
+                patch(j, image, y, x, rows + p * plan->row);
+            else
+                copy_mapped(j, image, y, x, rows + p * plan->row, spare);
+        }
+        bw_fast_finish_pixels(j->engine, plan, pixel, n, 0, plan->ins->out0.channels, rows, plan->row);
     }
 }
 
 static void run_item(void *context, size_t item, unsigned thread)
 {
     const job *j = context;
-    const bw_plan *plan = j->plan;
-    const bw_instruction *ins = plan->ins;
-    const size_t width = ins->out0.width, area = width * ins->out0.height, n = ins->out0.channels;
-    float *row = (float *)(void *)bw_fast_scratch(j->engine, thread);
-    float *spare = row + plan->row;
+    const bw_instruction *ins = j->plan->ins;
+    float *rows = (float *)(void *)bw_fast_scratch(j->engine, thread);
     const size_t first = j->pixels * item / j->items, end = j->pixels * (item + 1) / j->items;
-    if (ins->opcode == BW_OP_DWCONV) {
-        run_depthwise(j, first, end, row);
-        return;
-    }
-    for (size_t pixel = first; pixel < end; pixel++) {
-        const size_t image = pixel / area, y = pixel % area / width, x = pixel % width;
-        switch (ins->opcode) {
-        case BW_OP_MAXPOOL:
-        case BW_OP_AVGPOOL:
-            pool(j, image, y, x, row, spare);
-            break;
-        case BW_OP_ADD:
-        case BW_OP_MUL:
-            bw_fast_read(j->engine, &plan->in, image, y, x, 0, n, row);
-            bw_fast_read(j->engine, &plan->in2, image, y, x, 0, n, spare);
-            (ins->opcode == BW_OP_ADD ? j->engine->rows->add : j->engine->rows->mul)(n, row, spare, row);
-            break;
-        case BW_OP_COPY:
-            copy(j, image, y, x, row, spare);
-            break;
-        default:
-            patch(j, image, y, x, row);
-        }
-        bw_fast_finish(j->engine, plan, image, y, x, 0, n, row, spare);
-    }
+    const int mapped = ins->opcode == BW_OP_COPY && ins->flags & BW_FLAG_CHANNEL_MAP;
+    if (ins->opcode == BW_OP_PATCH || mapped)
+        run_rows(j, first, end, rows);
+    else if (ins->opcode == BW_OP_ADD || ins->opcode == BW_OP_MUL || ins->opcode == BW_OP_COPY)
+        run_through(j, first, end);
+    else
+        run_windows(j, first, end, rows);
 }
 
 void bw_vector_plan(bw_plan *plan)
@@ -237,10 +287,8 @@ void bw_vector_plan(bw_plan *plan)
         n = plan->ins->out0.channels;
     /* Kernels may write up to a vector past the last channel; the odd vector keeps rows in different cache sets. */
     plan->row = bw_round_up(n, BW_ROW_ALIGN) + 16;
-    plan->rows = 1;
-    if (plan->ins->opcode == BW_OP_DWCONV)
-        plan->rows = plan->row > DEPTHWISE_FLOATS ? 1 : DEPTHWISE_FLOATS / plan->row;
-    plan->scratch = (plan->rows + 1) * plan->row * sizeof(float);
+    plan->rows = plan->row > ROWS_FLOATS ? 1 : ROWS_FLOATS / plan->row;
+    plan->scratch = ((plan->rows + 1) * plan->row + 16) * sizeof(float);
 }
 
 void bw_vector_run(bw_fast *engine, const bw_plan *plan, uint32_t batch)

@@ -8,15 +8,11 @@
 #define V_LANES 8
 typedef float vf __attribute__((vector_size(32)));
 typedef int32_t vi __attribute__((vector_size(32)));
+typedef __m128i vh;
 
 static inline vi v_load_s8(const uint8_t *p)
 {
     return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p));
-}
-
-static inline vi v_load_u8(const uint8_t *p)
-{
-    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p));
 }
 
 static inline vi v_load_u16(const uint16_t *p)
@@ -32,13 +28,6 @@ static inline void v_store_s8(uint8_t *p, vi v)
     __m256i b = _mm256_shuffle_epi8((__m256i)v, pick);
     __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1));
     _mm_storel_epi64((__m128i *)(void *)p, both);
-}
-
-static inline void v_store_u16(uint16_t *p, vi v)
-{
-    __m256i w = _mm256_packus_epi32((__m256i)v, (__m256i)v); /* codes are 0..65535: nothing saturates */
-    w = _mm256_permute4x64_epi64(w, 0x08);
-    _mm_storeu_si128((__m128i *)(void *)p, _mm256_castsi256_si128(w));
 }
 
 static inline vf v_float(vi v)
@@ -71,14 +60,21 @@ static inline vf v_half_to_float(const uint16_t *p)
     return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
 
-static inline vi v_to_half(vf v)
+static inline vh v_to_half(vf v)
 {
-    return (vi)_mm256_cvtepu16_epi32(_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    const __m128i h = _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm_andnot_si128(_mm_cmpeq_epi16(h, _mm_set1_epi16((short)0x8000)), h);
 }
 
-static inline vf v_gather(const float *table, vi index)
+static inline vh v_narrow(vi v)
 {
-    return (vf)_mm256_i32gather_ps(table, (__m256i)index, 4);
+    __m256i w = _mm256_packus_epi32((__m256i)v, (__m256i)v); /* codes are 0..65535: nothing saturates */
+    return _mm256_castsi256_si128(_mm256_permute4x64_epi64(w, 0x08));
+}
+
+static inline void v_store_half(uint16_t *p, vh v)
+{
+    _mm_storeu_si128((__m128i *)(void *)p, v);
 }
 
 static inline vf v_swap(vf v)
@@ -91,23 +87,56 @@ static inline vi v_max_int(vi a, vi b)
     return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b);
 }
 
-static inline int32_t v_reduce_max(vi v)
+/* Halves the lanes of two vectors: a's maxima in the even lanes, b's in the odd ones. */
+static inline __m256i merge(__m256i a, __m256i b)
 {
-    __m128i m = _mm_max_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
-    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4E));
-    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xB1));
-    return _mm_cvtsi128_si32(m);
+    return _mm256_max_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+}
+
+static inline __m128i v_max_four(vi a, vi b, vi c, vi d)
+{
+    const __m256i ab = merge((__m256i)a, (__m256i)b), cd = merge((__m256i)c, (__m256i)d);
+    const __m256i all = _mm256_max_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
+    return _mm_max_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+}
+
+static inline vi v_pick(__m128i four, int i)
+{
+    return (vi)_mm256_permutevar8x32_epi32(_mm256_castsi128_si256(four), _mm256_set1_epi32(i));
+}
+
+static inline void v_store_codes(uint8_t *p, const vi *q, int limit)
+{
+    /* Within each 128 bits: four of a, four of b, ... */
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    for (int i = 0; i < 2; i++, q += 4) {
+        const __m256i ab = _mm256_packs_epi32((__m256i)q[0], (__m256i)q[1]);
+        const __m256i cd = _mm256_packs_epi32((__m256i)q[2], (__m256i)q[3]);
+        __m256i v = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd), order);
+        v = _mm256_min_epi8(v, _mm256_set1_epi8((char)limit));
+        v = _mm256_max_epi8(v, _mm256_set1_epi8((char)-limit));
+        _mm256_storeu_si256((__m256i *)(void *)(p + 32 * i), v);
+    }
+}
+
+static inline vf v_element_to_float(const uint8_t *p, int magnitude, int most, int shift, int sign)
+{
+    const __m128i code = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)(const void *)p));
+    const __m128i m = _mm_and_si128(code, _mm_set1_epi16((short)magnitude));
+    const __m128i other = _mm_cmpgt_epi16(m, _mm_set1_epi16((short)most));
+    const __m128i s = _mm_andnot_si128(_mm_set1_epi16(0x7FFF), _mm_slli_epi16(code, sign));
+    const __m128i h = _mm_or_si128(_mm_slli_epi16(m, shift), s);
+    return (vf)_mm256_cvtph_ps(_mm_andnot_si128(other, h));
 }
 
 #include "sim/rows_simd.h"
 
+#include "sim/rows_fused.h"
+
+#include "sim/rows_window.h"
+
 const bw_rows bw_rows_avx2 = {
-    .decode = decode,
-    .encode = encode,
-    .add = add,
-    .mul = mul,
-    .max = max,
-    .scale = scale,
-    .activate = activate,
+    .fused = fused,
+    .window = window,
     .depthwise = depthwise,
 };

@@ -8,15 +8,11 @@
 #define V_LANES 16
 typedef float vf __attribute__((vector_size(64)));
 typedef int32_t vi __attribute__((vector_size(64)));
+typedef __m256i vh;
 
 static inline vi v_load_s8(const uint8_t *p)
 {
     return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
-}
-
-static inline vi v_load_u8(const uint8_t *p)
-{
-    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
 
 static inline vi v_load_u16(const uint16_t *p)
@@ -27,11 +23,6 @@ static inline vi v_load_u16(const uint16_t *p)
 static inline void v_store_s8(uint8_t *p, vi v)
 {
     _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8((__m512i)v));
-}
-
-static inline void v_store_u16(uint16_t *p, vi v)
-{
-    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16((__m512i)v));
 }
 
 static inline vf v_float(vi v)
@@ -64,14 +55,20 @@ static inline vf v_half_to_float(const uint16_t *p)
     return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
 }
 
-static inline vi v_to_half(vf v)
+static inline vh v_to_half(vf v)
 {
-    return (vi)_mm512_cvtepu16_epi32(_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    const __m256i h = _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm256_maskz_mov_epi16(_mm256_cmpneq_epi16_mask(h, _mm256_set1_epi16((short)0x8000)), h);
 }
 
-static inline vf v_gather(const float *table, vi index)
+static inline vh v_narrow(vi v)
 {
-    return (vf)_mm512_i32gather_ps((__m512i)index, table, 4);
+    return _mm512_cvtepi32_epi16((__m512i)v);
+}
+
+static inline void v_store_half(uint16_t *p, vh v)
+{
+    _mm256_storeu_si256((__m256i *)(void *)p, v);
 }
 
 static inline vf v_swap(vf v)
@@ -84,53 +81,54 @@ static inline vi v_max_int(vi a, vi b)
     return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b);
 }
 
-static inline int32_t v_reduce_max(vi v)
-{
-    return _mm512_reduce_max_epi32((__m512i)v);
-}
-
-/* Halves the lanes of two blocks: a's maxima in the even lanes, b's in the odd ones. */
+/* Halves the lanes of two vectors: a's maxima in the even lanes, b's in the odd ones. */
 static inline __m512i merge(__m512i a, __m512i b)
 {
     return _mm512_max_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
 }
 
-#define V_FOUR
-static inline __attribute__((always_inline)) void v_scale_four(const bw_format_traits *t, const float *x, size_t block,
-                                                               int8_t *exps, vf scales[4])
+static inline __m128i v_max_four(vi a, vi b, vi c, vi d)
 {
-    const __m512i magnitude = _mm512_set1_epi32(0x7FFFFFFF);
-    __m512i m[4];
-#pragma GCC unroll 4
-    for (size_t b = 0; b < 4; b++) {
-        m[b] = _mm512_and_si512(_mm512_loadu_si512(x + b * block), magnitude);
-        for (size_t j = 16; j < block; j += 16)
-            m[b] = _mm512_max_epi32(m[b], _mm512_and_si512(_mm512_loadu_si512(x + b * block + j), magnitude));
-    }
-    const __m512i ab = merge(m[0], m[1]), cd = merge(m[2], m[3]);
+    const __m512i ab = merge((__m512i)a, (__m512i)b), cd = merge((__m512i)c, (__m512i)d);
     const __m512i all = _mm512_max_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
     const __m256i half = _mm256_max_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
-    const __m128i max = _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-    /* As block_exponent(). */
-    __m128i e = _mm_sub_epi32(_mm_srli_epi32(max, 23), _mm_set1_epi32(127 + t->emax_shift));
-    e = _mm_min_epi32(_mm_max_epi32(e, _mm_set1_epi32(t->exp_min)), _mm_set1_epi32(t->exp_max));
-    const int32_t bytes = _mm_cvtsi128_si32(_mm_cvtepi32_epi8(e));
-    memcpy(exps, &bytes, sizeof bytes);
-    const __m512i powers = _mm512_castsi128_si512(_mm_slli_epi32(_mm_sub_epi32(_mm_set1_epi32(127), e), 23));
-#pragma GCC unroll 4
-    for (int b = 0; b < 4; b++)
-        scales[b] = (vf)_mm512_permutexvar_epi32(_mm512_set1_epi32(b), powers);
+    return _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+static inline vi v_pick(__m128i four, int i)
+{
+    return (vi)_mm512_permutexvar_epi32(_mm512_set1_epi32(i), _mm512_castsi128_si512(four));
+}
+
+static inline void v_store_codes(uint8_t *p, const vi *q, int limit)
+{
+    const __m512i ab = _mm512_packs_epi32((__m512i)q[0], (__m512i)q[1]);
+    const __m512i cd = _mm512_packs_epi32((__m512i)q[2], (__m512i)q[3]);
+    /* Within each 128 bits: four of a, four of b, ... */
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i v = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(ab, cd));
+    v = _mm512_min_epi8(v, _mm512_set1_epi8((char)limit));
+    _mm512_storeu_si512(p, _mm512_max_epi8(v, _mm512_set1_epi8((char)-limit)));
+}
+
+static inline vf v_element_to_float(const uint8_t *p, int magnitude, int most, int shift, int sign)
+{
+    const __m256i code = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(const void *)p));
+    const __m256i m = _mm256_and_si256(code, _mm256_set1_epi16((short)magnitude));
+    const __mmask16 finite = _mm256_cmple_epi16_mask(m, _mm256_set1_epi16((short)most));
+    const __m256i s = _mm256_andnot_si256(_mm256_set1_epi16(0x7FFF), _mm256_slli_epi16(code, sign));
+    const __m256i h = _mm256_or_si256(_mm256_slli_epi16(m, shift), s);
+    return (vf)_mm512_cvtph_ps(_mm256_maskz_mov_epi16(finite, h));
 }
 
 #include "sim/rows_simd.h"
 
+#include "sim/rows_fused.h"
+
+#include "sim/rows_window.h"
+
 const bw_rows bw_rows_avx512vnni = {
-    .decode = decode,
-    .encode = encode,
-    .add = add,
-    .mul = mul,
-    .max = max,
-    .scale = scale,
-    .activate = activate,
+    .fused = fused,
+    .window = window,
     .depthwise = depthwise,
 };

@@ -56,6 +56,22 @@ static void fill_values(const bw_format_traits *t, float values[256])
         values[c] = t->kind == BW_KIND_TABLE ? (float)bw_code_value(t, (unsigned)c) : 0.0f;
 }
 
+static const bw_row_activation no_activation = {BW_ACT_NONE, 0, 0};
+
+static void encode(const bw_rows *rows, const bw_row_format *f, const float *x, size_t n, uint8_t *codes, int8_t *exps)
+{
+    const bw_row_format fp32 = {bw_format_get(BW_FORMAT_FP32), BW_KIND_FLOAT, 1, NULL};
+    const bw_side from = {&fp32, (uint8_t *)(uintptr_t)x, NULL, 0, 0}, to = {f, codes, exps, 0, 0};
+    rows->fused(&(bw_fused){1, n, from, {0}, {to, {0}}, 0, &no_activation});
+}
+
+static void decode(const bw_rows *rows, const bw_row_format *f, uint8_t *codes, int8_t *exps, size_t n, float *y)
+{
+    const bw_row_format fp32 = {bw_format_get(BW_FORMAT_FP32), BW_KIND_FLOAT, 1, NULL};
+    const bw_side from = {f, codes, exps, 0, 0}, to = {&fp32, (uint8_t *)y, NULL, 0, 0};
+    rows->fused(&(bw_fused){1, n, from, {0}, {to, {0}}, 0, &no_activation});
+}
+
 static void check_block_format(const bw_rows *rows, const char *isa, const bw_format_traits *t, unsigned block)
 {
     float values[256], x[N], y[N], expected[N];
@@ -70,7 +86,7 @@ static void check_block_format(const bw_rows *rows, const char *isa, const bw_fo
             x[i] = round % 3 == 0 ? random_float() : (float)((int)(random_u32() % 2049) - 1024) * factor / 64.0f;
         if (round % 7 == 0)
             memset(x, 0, block * sizeof *x);
-        rows->encode(&f, x, N, codes, exps);
+        encode(rows, &f, x, N, codes, exps);
         for (unsigned i = 0; i < N; i += block)
             bw_encode_block(t, BW_ROUND_EVEN, x + i, block, expected_codes + i * bytes, &expected_exps[i / block]);
         for (unsigned i = 0; i < N * bytes; i++)
@@ -82,7 +98,7 @@ static void check_block_format(const bw_rows *rows, const char *isa, const bw_fo
             codes[i] = (uint8_t)random_u32();
         for (unsigned i = 0; i < N / block; i++)
             exps[i] = (int8_t)(t->exp_min + (int)(random_u32() % (uint32_t)(t->exp_max - t->exp_min + 1)));
-        rows->decode(&f, codes, exps, N, y);
+        decode(rows, &f, codes, exps, N, y);
         for (unsigned i = 0; i < N; i += block)
             bw_decode_block(t, codes + i * bytes, exps[i / block], block, expected + i);
         assert_memory_equal(y, expected, sizeof y);
@@ -99,7 +115,7 @@ static void check_vector_format(const bw_rows *rows, const char *isa, const bw_f
     bw_row_format f = {t, t->kind, 1, NULL};
     for (int c = 0; c < CODES; c++)
         codes[c] = (uint16_t)c;
-    rows->decode(&f, (const uint8_t *)codes, NULL, CODES, x);
+    decode(rows, &f, (uint8_t *)codes, NULL, CODES, x);
     for (int c = 0; c < CODES; c++) {
         float y = bw_decode_vector(t, (uint16_t)c);
         if (!isnan(y) && memcmp(&y, &x[c], sizeof y))
@@ -114,7 +130,7 @@ static void check_vector_format(const bw_rows *rows, const char *isa, const bw_f
             if (!isfinite(x[i]))
                 x[i] = 1.0f;
         }
-        rows->encode(&f, x, n, (uint8_t *)codes, NULL);
+        encode(rows, &f, x, n, (uint8_t *)codes, NULL);
         for (size_t i = 0; i < n; i++)
             if (codes[i] != bw_encode_vector(t, x[i]))
                 fail_msg("%s encodes %a to %s 0x%04x, expected 0x%04x", isa, (double)x[i], t->name, codes[i],
@@ -145,35 +161,173 @@ static void rows_equal_formats(void **state)
     (void)state;
 }
 
-static void rows_arithmetic(void **state)
+/* A tensor of some pixels in memory: exact, so that a sanitizer sees reads and writes past it. */
+typedef struct strip {
+    bw_row_format format;
+    size_t units, code_bytes, exp_bytes;
+    bw_side side;
+} strip;
+
+static strip make_strip(bw_format format, unsigned block, const float *values, size_t pixels, size_t n, size_t gap)
 {
-    for (bw_sim_isa isa = BW_SIM_ISA_AVX2; isa <= BW_SIM_ISA_AVX512VNNI; isa++) {
+    strip s = {.format = {bw_format_get(format), bw_format_get(format)->kind, (uint16_t)block, values}};
+    s.units = (n + block - 1) / block;
+    const size_t pixel = (s.units + gap) * block * s.format.traits->device_bytes;
+    s.code_bytes = (pixels - 1) * pixel + s.units * block * s.format.traits->device_bytes;
+    s.exp_bytes = (pixels - 1) * (s.units + gap) + s.units;
+    s.side = (bw_side){NULL, malloc(s.code_bytes), malloc(s.exp_bytes), pixel, s.units + gap};
+    assert_true(s.side.codes && s.side.exps);
+    return s;
+}
+
+static void free_strip(strip *s)
+{
+    free(s->side.codes);
+    free(s->side.exps);
+}
+
+/* Any legal contents; padding channels are zero. */
+static void fill_strip(strip *s, size_t pixels, size_t n, int spread)
+{
+    static float x[16 * 320];
+    bw_side to = s->side;
+    to.format = &s->format;
+    const bw_row_format fp32 = {bw_format_get(BW_FORMAT_FP32), BW_KIND_FLOAT, 1, NULL};
+    const bw_row_activation none = {BW_ACT_NONE, 0, 0};
+    for (size_t i = 0; i < pixels * n; i++)
+        x[i] = s->format.kind == BW_KIND_FLOAT && random_u32() % 2
+                   ? random_float()
+                   : ldexpf((float)((int)(random_u32() % 2049) - 1024), (int)(random_u32() % (unsigned)spread) - 20);
+    for (size_t i = 0; i < pixels * n; i++) /* sums stay finite */
+        x[i] = fabsf(x[i]) > 0x1p120f ? 1.0f : x[i];
+    const bw_side from = {&fp32, (uint8_t *)x, NULL, n * sizeof *x, 0};
+    bw_rows_portable.fused(&(bw_fused){pixels, n, from, {0}, {to, {0}}, 0, &none});
+}
+
+/* One random fused pass on every ISA, against the portable one. */
+static void check_fused(const float values[BW_FORMAT_LIMIT][256])
+{
+    static const bw_format formats[] = {BW_FORMAT_FP32,       BW_FORMAT_FP16,       BW_FORMAT_BF16,
+                                        BW_FORMAT_MSFP11,     BW_FORMAT_MSFP12,     BW_FORMAT_MSFP16,
+                                        BW_FORMAT_MSFP16,     BW_FORMAT_MSFP16,     BW_FORMAT_MXINT8,
+                                        BW_FORMAT_MXFP4_E2M1, BW_FORMAT_MXFP8_E4M3, BW_FORMAT_MXFP8_E5M2};
+    const size_t kinds = sizeof formats / sizeof formats[0];
+    const size_t pixels = 1 + random_u32() % 3,
+                 n = random_u32() % 2 ? 16 * (1 + random_u32() % 20) : 1 + random_u32() % 300;
+    const int dense = random_u32() % 3 != 0;
+    strip in[2], out[2], expected[2];
+    bw_fused f = {.pixels = pixels, .n = n, .multiply = (int)(random_u32() % 2)};
+    bw_row_activation act = {(bw_activation)(random_u32() % 3), -1.5f, 6.0f};
+    f.activation = &act;
+    const int present[] = {1, (int)(random_u32() % 2), 1, (int)(random_u32() % 2)};
+    for (int i = 0; i < 4; i++) {
+        bw_format format = formats[random_u32() % kinds];
+        if (i == 1 && format == BW_FORMAT_FP32)
+            format = BW_FORMAT_FP16;
+        if (i == 0 && random_u32() % 3 == 0)
+            format = BW_FORMAT_FP32;
+        const bw_format_traits *t = bw_format_get(format);
+        unsigned block = t->block;
+        if (block == 16)
+            block <<= random_u32() % 4;
+        strip s = make_strip(format, block, values[format], pixels, n, dense ? 0 : random_u32() % 3);
+        if (i < 2) {
+            fill_strip(&s, pixels, n, f.multiply ? 30 : i ? 40 : 60);
+            in[i] = s;
+        } else {
+            out[i - 2] = s;
+            expected[i - 2] = make_strip(format, block, values[format], pixels, n, 0);
+            free_strip(&expected[i - 2]);
+            expected[i - 2] = s;
+            expected[i - 2].side.codes = malloc(s.code_bytes);
+            expected[i - 2].side.exps = malloc(s.exp_bytes);
+            assert_true(expected[i - 2].side.codes && expected[i - 2].side.exps);
+        }
+    }
+    for (int i = 0; i < 2; i++)
+        in[i].side.format = present[i] ? &in[i].format : NULL;
+    f.a = in[0].side;
+    f.b = in[1].side;
+    for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa <= BW_SIM_ISA_AVX512VNNI; isa++) {
+        strip *to = isa == BW_SIM_ISA_PORTABLE ? expected : out;
         if (!bw_sim_isa_available(isa))
             continue;
-        const bw_rows *r = rows_of(isa), *p = &bw_rows_portable;
-        float a[N], b[N], y[N], z[N];
-        const bw_row_activation acts[] = {
-            {BW_ACT_NONE, 0, 0}, {BW_ACT_RELU, 0, 0}, {BW_ACT_CLIP, 0, 6}, {BW_ACT_CLIP, -1.5f, -1.5f}};
-        for (int round = 0; round < 200; round++) {
-            for (int i = 0; i < N; i++)
-                a[i] = random_float(), b[i] = random_u32() % 4 ? random_float() : a[i];
-#define CHECK(call_r, call_p)                                                                                          \
-    do {                                                                                                               \
-        memcpy(y, b, sizeof y);                                                                                        \
-        memcpy(z, b, sizeof z);                                                                                        \
-        call_r;                                                                                                        \
-        call_p;                                                                                                        \
-        assert_memory_equal(y, z, sizeof y);                                                                           \
-    } while (0)
-            CHECK(r->add(N, a, b, y), p->add(N, a, b, z));
-            CHECK(r->mul(N, a, b, y), p->mul(N, a, b, z));
-            CHECK(r->scale(N, 1.0f / 9, y), p->scale(N, 1.0f / 9, z));
-            for (unsigned k = 0; k < 4; k++)
-                CHECK(r->activate(&acts[k], N, y), p->activate(&acts[k], N, z));
-            for (int i = 0; i < N; i++) /* tensors hold no -0 */
-                a[i] += 0.0f, b[i] += 0.0f;
-            CHECK(r->max(N, a, y), p->max(N, a, z));
+        for (int o = 0; o < 2; o++) {
+            memset(to[o].side.codes, 0x5A, to[o].code_bytes); /* gaps stay */
+            memset(to[o].side.exps, 0x5A, to[o].exp_bytes);
+            to[o].side.format = present[2 + o] ? &to[o].format : NULL;
+            f.out[o] = to[o].side;
         }
+        rows_of(isa)->fused(&f);
+        for (int o = 0; o < 2; o++)
+            if (memcmp(to[o].side.codes, expected[o].side.codes, to[o].code_bytes) ||
+                memcmp(to[o].side.exps, expected[o].side.exps, to[o].exp_bytes))
+                fail_msg("%s: %s/%u %c %s/%u activation %d -> %s/%u, %zu pixels, %zu channels: output %d differs",
+                         bw_sim_isa_name(isa), in[0].format.traits->name, in[0].format.block,
+                         !present[1]  ? ' '
+                         : f.multiply ? '*'
+                                      : '+',
+                         in[1].format.traits->name, in[1].format.block, (int)act.kind, to[o].format.traits->name,
+                         to[o].format.block, pixels, n, o);
+    }
+    for (int i = 0; i < 2; i++) {
+        free_strip(&in[i]);
+        free_strip(&out[i]);
+        free_strip(&expected[i]);
+    }
+}
+
+static void fused_equals_portable(void **state)
+{
+    static float values[BW_FORMAT_LIMIT][256];
+    for (int f = 0; f < BW_FORMAT_LIMIT; f++)
+        if (bw_format_get((bw_format)f))
+            fill_values(bw_format_get((bw_format)f), values[f]);
+    for (int round = 0; round < 20000; round++)
+        check_fused((const float(*)[256])values);
+    (void)state;
+}
+
+/* Pools: random windows on every ISA, against the portable kernel. */
+static void windows_equal_portable(void **state)
+{
+    static const bw_format formats[] = {BW_FORMAT_FP32,   BW_FORMAT_FP16,   BW_FORMAT_BF16,       BW_FORMAT_MSFP12,
+                                        BW_FORMAT_MSFP16, BW_FORMAT_MXINT8, BW_FORMAT_MXFP6_E3M2, BW_FORMAT_MXFP8_E4M3,
+                                        BW_FORMAT_MX9,    BW_FORMAT_MX6};
+    static float values[256], y[8 * 320], expected[8 * 320];
+    for (int round = 0; round < 4000; round++) {
+        const bw_format_traits *t = bw_format_get(formats[random_u32() % (sizeof formats / sizeof formats[0])]);
+        fill_values(t, values);
+        unsigned block = t->block;
+        if (block == 16)
+            block <<= random_u32() % 4;
+        bw_window w = {.rows = 1 + random_u32() % 3,
+                       .columns = 1 + random_u32() % 3,
+                       .pixels = 1 + random_u32() % 3,
+                       .n = random_u32() % 2 ? 16 * (1 + random_u32() % 20) : 1 + random_u32() % 300,
+                       .average = (int)(random_u32() % 2),
+                       .factor = 1.0f / 9,
+                       .stride = 320};
+        const size_t wide = w.pixels - 1 + w.columns;
+        strip s = make_strip(t->format, block, values, w.rows * wide, w.n, 0);
+        fill_strip(&s, w.rows * wide, w.n, 30);
+        w.x = s.side;
+        w.x.format = &s.format;
+        w.code_column = w.x.code_step;
+        w.exp_column = w.x.exp_step;
+        w.code_row = wide * w.x.code_step;
+        w.exp_row = wide * w.x.exp_step;
+        for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa <= BW_SIM_ISA_AVX512VNNI; isa++) {
+            if (!bw_sim_isa_available(isa))
+                continue;
+            w.y = isa == BW_SIM_ISA_PORTABLE ? expected : y;
+            rows_of(isa)->window(&w);
+            for (size_t p = 0; p < w.pixels; p++)
+                if (memcmp(w.y + p * w.stride, expected + p * w.stride, w.n * sizeof *y))
+                    fail_msg("%s: %s of %zu x %zu taps of %s/%u, %zu channels differs", bw_sim_isa_name(isa),
+                             w.average ? "average" : "maximum", w.rows, w.columns, t->name, block, w.n);
+        }
+        free_strip(&s);
     }
     (void)state;
 }
@@ -487,11 +641,11 @@ static void concurrent_runs_queue(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rows_equal_formats),       cmocka_unit_test(rows_arithmetic),
-        cmocka_unit_test(unpack_equals_formats),    cmocka_unit_test(widen_words_equals_formats),
-        cmocka_unit_test(pool_does_each_item_once), cmocka_unit_test(runs_give_the_same_bits),
-        cmocka_unit_test(engine_is_reusable),       cmocka_unit_test(refuses_and_cancels),
-        cmocka_unit_test(concurrent_runs_queue),
+        cmocka_unit_test(rows_equal_formats),         cmocka_unit_test(fused_equals_portable),
+        cmocka_unit_test(windows_equal_portable),     cmocka_unit_test(unpack_equals_formats),
+        cmocka_unit_test(widen_words_equals_formats), cmocka_unit_test(pool_does_each_item_once),
+        cmocka_unit_test(runs_give_the_same_bits),    cmocka_unit_test(engine_is_reusable),
+        cmocka_unit_test(refuses_and_cancels),        cmocka_unit_test(concurrent_runs_queue),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
