@@ -172,10 +172,11 @@ static void check_rows(const char *model, int unfolded, const struct row *rows, 
 static void resnet20(void **state)
 {
     (void)state;
-    static const struct row rows[] = {{"msfp16", 80.4, 0.5, 1},    {"msfp12", 70.4, 2, 1},     {"mxint8", 80.7, 0.5, 0},
-                                      {"msfp14", 80.1, 2, 0},      {"msfp13", 79.3, 2, 0},     {"msfp11", 45.0, 2, 0},
-                                      {"mxfp6_e2m3", 79.4, 2, 0},  {"mxfp4_e2m1", 58.3, 2, 0}, {"msfp15", 80.4, 1, 0},
-                                      {"mxfp8_e4m3", 80.4, 2.5, 0}};
+    static const struct row rows[] = {
+        {"msfp16", 80.4, 0.5, 1}, {"msfp12", 70.4, 2, 1},       {"mxint8", 80.7, 0.5, 0},   {"msfp14", 80.1, 2, 0},
+        {"msfp13", 79.3, 2, 0},   {"msfp11", 45.0, 2, 0},       {"mxfp6_e2m3", 79.4, 2, 0}, {"mxfp4_e2m1", 58.3, 2, 0},
+        {"msfp15", 80.4, 1, 0},   {"mxfp8_e4m3", 80.4, 2.5, 0}, {"mx9", 80.6, 0.5, 0},      {"mx6", 78.8, 2, 1},
+        {"mx4", 35.0, 2, 0}};
     need("models/resnet20_cifar10.onnx");
     struct samples s = cifar();
     check_rows("models/resnet20_cifar10.onnx", 0, rows, sizeof rows / sizeof rows[0], &s);
@@ -186,9 +187,10 @@ static void resnet20(void **state)
 static void resnet20_unfolded(void **state)
 {
     (void)state;
-    static const struct row rows[] = {{"msfp16", 80.5, 2, 0},     {"msfp14", 80.1, 2, 0},    {"msfp13", 79.3, 2, 0},
-                                      {"msfp12", 73.8, 2, 1},     {"msfp11", 54.9, 2, 1},    {"mxint8", 80.7, 2, 0},
-                                      {"mxfp6_e2m3", 79.4, 2, 0}, {"mxfp4_e2m1", 58.3, 2, 0}};
+    static const struct row rows[] = {{"msfp16", 80.5, 2, 0},     {"msfp14", 80.1, 2, 0},     {"msfp13", 79.3, 2, 0},
+                                      {"msfp12", 73.8, 2, 1},     {"msfp11", 54.9, 2, 1},     {"mxint8", 80.7, 2, 0},
+                                      {"mxfp6_e2m3", 79.4, 2, 0}, {"mxfp4_e2m1", 58.3, 2, 0}, {"mx9", 80.7, 0.5, 0},
+                                      {"mx6", 79.6, 2, 0},        {"mx4", 37.0, 3, 0}};
     need("models/resnet20_cifar10.onnx");
     struct samples s = cifar();
     check_rows("models/resnet20_cifar10.onnx", 1, rows, sizeof rows / sizeof rows[0], &s);
