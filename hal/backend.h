@@ -17,6 +17,7 @@
 #define BW_HAL_BACKEND_H
 
 #include <stdatomic.h>
+#include <stddef.h>
 
 #include "hal/hal.h"
 
@@ -53,7 +54,15 @@ typedef struct bw_backend {
     /* (optional) Milliseconds that a run may still take to return after `abort` (or, without `abort`, after *cancel)
      * before the device is given up. 0: 1000. UINT32_MAX: wait for ever, for software that always ends. */
     uint32_t abort_grace_ms;
+    /* (optional, and absent if struct_size ends before it) As `run`, and adds to spent_ns[i] the nanoseconds that
+     * instruction i of the program took for the batch; what is done as part of another adds 0. BW_UNSUPPORTED, before
+     * anything has been done: this device cannot, the message says which one can; the core does not reset it. */
+    bw_status (*run_timed)(void *device, void *image, const void *in, void *out, uint32_t batch,
+                           const atomic_int *cancel, uint64_t *spent_ns, bw_error *err);
 } bw_backend;
+
+/* Size of the struct before slots were added to it: what a backend must have at least. */
+#define BW_BACKEND_SIZE_MIN offsetof(bw_backend, run_timed)
 
 /* Registers a backend that lives as long as the process. BW_ALREADY_EXISTS, BW_VERSION_MISMATCH,
  * BW_INVALID_ARGUMENT (a required slot is NULL; the message names it). */

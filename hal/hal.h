@@ -10,6 +10,7 @@
  *     bw_image_release(img);  bw_device_close(dev);
  * Full: bw_device_load_bitstream, bw_device_info_get, bw_device_reset.
  * Async: bw_image_submit -> bw_fence, bw_fence_wait with a deadline, bw_fence_cancel, bw_fence_release.
+ * Measuring: bw_image_submit_timed.
  *
  * Thread safety: every function may be called from any thread at any time, except that an object must not be used
  * during or after its own close/release. Objects are reference counted inside: an image keeps its device alive, a
@@ -42,6 +43,8 @@ typedef struct bw_device_info {
     uint64_t runs, images, faults, resets; /* counters since open; images: loads */
     uint64_t busy_ns;                      /* time spent running programs */
     uint64_t memory_bytes, memory_used;    /* constants and activations resident */
+    char isa[16];                          /* software devices: instruction set of the kernels; "" */
+    uint32_t threads;                      /* software devices: threads of a run; 0 */
 } bw_device_info;
 
 /* Calls `each` for every device that the registered backends see, without opening any (info.health is OK and the
@@ -89,6 +92,12 @@ bw_status bw_image_run(bw_image *image, const void *in, void *out, uint32_t batc
  * (anything but BW_TIMEOUT) or released; 4-byte aligned. BW_EXHAUSTED: the device's queue (64 runs) is full.
  * BW_DEVICE_LOST: the device is dead. BW_NOT_FOUND: a bitstream was loaded after the image. BW_INVALID_ARGUMENT. */
 bw_status bw_image_submit(bw_image *image, const void *in, void *out, uint32_t batch, bw_fence **fence, bw_error *err);
+/* The same, and adds to spent_ns[i] the device's time for instruction i and the whole batch, in nanoseconds; an
+ * instruction that is done as part of another adds 0. spent_ns: header->instruction_count elements, borrowed as in and
+ * out are. A measurement: results are the same, a run may be a little slower. BW_UNSUPPORTED: the backend cannot (here,
+ * or as the result of the run, where only some of its devices can). */
+bw_status bw_image_submit_timed(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t *spent_ns,
+                                bw_fence **fence, bw_error *err);
 /* Optional: `done` is called once, from a device thread, when the run has ended (also when cancelled). It must not
  * block nor release the fence. Set before anyone waits; called at once if the run has ended already. */
 void bw_fence_on_done(bw_fence *fence, void (*done)(void *user), void *user);

@@ -192,8 +192,8 @@ static bw_status check_submit(const bw_image *image, const void *in, const void 
 }
 
 /* wait: stay until the queue has room or the deadline (0: none) has passed. */
-static bw_status submit(bw_image *image, const void *in, void *out, uint32_t batch, bool wait, uint64_t deadline_ns,
-                        bw_fence **fence, bw_error *err)
+static bw_status submit(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t *spent_ns, bool wait,
+                        uint64_t deadline_ns, bw_fence **fence, bw_error *err)
 {
     if (fence)
         *fence = NULL;
@@ -209,6 +209,7 @@ static bw_status submit(bw_image *image, const void *in, void *out, uint32_t bat
     made->in = in;
     made->out = out;
     made->batch = batch;
+    made->spent_ns = spent_ns;
     made->refs = 1;
     pthread_mutex_lock(&dev->lock);
     while (wait && dev->queued >= BW_QUEUE_MAX && dev->health != BW_HEALTH_DEAD)
@@ -243,14 +244,29 @@ static bw_status submit(bw_image *image, const void *in, void *out, uint32_t bat
 
 bw_status bw_image_submit(bw_image *image, const void *in, void *out, uint32_t batch, bw_fence **fence, bw_error *err)
 {
-    return submit(image, in, out, batch, false, 0, fence, err);
+    return submit(image, in, out, batch, NULL, false, 0, fence, err);
+}
+
+bw_status bw_image_submit_timed(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t *spent_ns,
+                                bw_fence **fence, bw_error *err)
+{
+    if (fence)
+        *fence = NULL;
+    if (!spent_ns)
+        return bw_fail(err, BW_INVALID_ARGUMENT,
+                       "bw_image_submit_timed: spent_ns is NULL, expected an element for each instruction");
+    if (image_ok(image) && !bw_backend_times(image->device->backend))
+        return bw_fail(err, BW_UNSUPPORTED,
+                       "%s: backend '%s' does not time instructions: take another device, or measure whole runs",
+                       image->device->uri, image->device->backend->name);
+    return submit(image, in, out, batch, spent_ns, false, 0, fence, err);
 }
 
 bw_status bw_image_run(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t timeout_ns, bw_error *err)
 {
     uint64_t deadline = deadline_of(timeout_ns);
     bw_fence *fence;
-    bw_status status = submit(image, in, out, batch, true, deadline, &fence, err);
+    bw_status status = submit(image, in, out, batch, NULL, true, deadline, &fence, err);
     if (status)
         return status;
     uint64_t now = bw_now_ns();

@@ -46,7 +46,8 @@ struct bw_fence {
     const void *in;
     void *out;
     uint32_t batch;
-    atomic_int cancel; /* what the backend looks at */
+    uint64_t *spent_ns; /* borrowed; per instruction, NULL: not wanted */
+    atomic_int cancel;  /* what the backend looks at */
     /* Under the device's lock: */
     unsigned refs; /* one for the user, one for the worker while the run is in the backend */
     fence_state state;
@@ -104,6 +105,12 @@ struct bw_device {
     bw_image *images;
     uint64_t runs, image_count, faults, resets, busy_ns, memory_used;
 };
+
+/* Whether the backend can time instructions. */
+static inline bool bw_backend_times(const bw_backend *b)
+{
+    return b->struct_size >= offsetof(bw_backend, run_timed) + sizeof b->run_timed && b->run_timed;
+}
 
 /* registry.c: the backend of a URI scheme; loads its plug-in when it is not registered yet. */
 bw_status bw_backend_find(const char *name, const bw_backend **backend, bw_error *err);

@@ -65,10 +65,10 @@ bw_status bw_backend_register(const bw_backend *backend, bw_error *err)
         return bw_fail(err, BW_VERSION_MISMATCH,
                        "backend has ABI version %u, this program expects %u: rebuild the plug-in against its headers",
                        backend->abi_version, BW_BACKEND_ABI);
-    if (backend->struct_size < sizeof(bw_backend))
+    if (backend->struct_size < BW_BACKEND_SIZE_MIN)
         return bw_fail(err, BW_VERSION_MISMATCH,
                        "backend struct has %u bytes, this program expects at least %zu: rebuild the plug-in",
-                       backend->struct_size, sizeof(bw_backend));
+                       backend->struct_size, (size_t)BW_BACKEND_SIZE_MIN);
     if (!name_ok(backend->name))
         return bw_fail(err, BW_INVALID_ARGUMENT,
                        "backend name '%s' is no URI scheme, expected 1 to %d characters of a-z 0-9 - _",
@@ -168,7 +168,7 @@ static bw_status load_file(const char *file, const char *name, bw_error *err)
     const bw_backend *backend = entry();
     bw_status status = BW_OK;
     /* The name is behind the version: it may be read only when the version is ours. */
-    if (backend && backend->abi_version == BW_BACKEND_ABI && backend->struct_size >= sizeof(bw_backend) &&
+    if (backend && backend->abi_version == BW_BACKEND_ABI && backend->struct_size >= BW_BACKEND_SIZE_MIN &&
         backend->name && strcmp(backend->name, name) != 0)
         status = bw_fail(err, BW_INVALID_ARGUMENT, "the backend calls itself '%s', expected '%s' as in the file's name",
                          backend->name, name);

@@ -82,6 +82,8 @@ static bw_status judge(bw_fence *fence, bw_status status, bool *fault)
         fence->error.status = status;
         return status;
     }
+    if (status == BW_UNSUPPORTED && fence->spent_ns)
+        return bw_fail_context(&fence->error, status, "%s", fence->image->device->uri);
     *fault = !(status == BW_CANCELLED && fence->verdict != BW_OK);
     if (fence->verdict)
         return verdict_error(fence);
@@ -119,8 +121,11 @@ static bool run_one(bw_device *dev)
     bool restored = status == BW_OK;
     if (restored && !dev->abandoned) {
         pthread_mutex_unlock(&dev->lock);
-        status =
-            dev->backend->run(dev->handle, image->handle, fence->in, fence->out, fence->batch, &fence->cancel, &error);
+        const bw_backend *b = dev->backend;
+        status = fence->spent_ns
+                     ? b->run_timed(dev->handle, image->handle, fence->in, fence->out, fence->batch, &fence->cancel,
+                                    fence->spent_ns, &error)
+                     : b->run(dev->handle, image->handle, fence->in, fence->out, fence->batch, &fence->cancel, &error);
         pthread_mutex_lock(&dev->lock);
     }
     if (dev->abandoned) {

@@ -22,6 +22,7 @@ int bw_cmd_inspect(int argc, char **argv);
 int bw_cmd_run(int argc, char **argv);
 int bw_cmd_eval(int argc, char **argv);
 int bw_cmd_featurize(int argc, char **argv);
+int bw_cmd_profile(int argc, char **argv);
 
 /* Next option of argv: its val, or one of these. --help prints `help`; a mistake prints a usage line. */
 #define BW_CMD_END   (-1)

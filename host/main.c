@@ -19,6 +19,7 @@ static const bw_command builtins[] = {
     {"inspect", "show what is in a package", bw_cmd_inspect},
     {"run", "score pictures or arrays", bw_cmd_run},
     {"eval", "measure accuracy and speed on a data set", bw_cmd_eval},
+    {"profile", "measure where a run spends its time", bw_cmd_profile},
     {"featurize", "write the features of a data set", bw_cmd_featurize},
     {"help", "show help for a command", cmd_help},
     {"version", "print the version", cmd_version},

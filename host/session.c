@@ -236,7 +236,7 @@ static bw_status deliver(bw_lane *lane, int v, const bw_io *io, const int *later
 }
 
 static bw_status run_once(bw_session *s, const bw_array *inputs, bw_array *outputs, int featurize, uint64_t deadline,
-                          bw_timing *timing, bw_error *err)
+                          bw_lane_times *times, bw_error *err)
 {
     const bw_plan *p = &s->plan;
     bw_lane *lane;
@@ -250,7 +250,7 @@ static bw_status run_once(bw_session *s, const bw_array *inputs, bw_array *outpu
     int count = featurize ? p->feature_count : p->output_count;
     const int *values = featurize ? p->feature_values : p->output_values;
     const bw_io *ios = featurize ? p->features : p->outputs;
-    status = bw_lane_run(s, lane, featurize ? p->last_device : p->stage_count - 1, deadline, timing, err);
+    status = bw_lane_run(s, lane, featurize ? p->last_device : p->stage_count - 1, deadline, times, err);
     for (int i = 0; i < count && !status; i++)
         status = deliver(lane, values[i], &ios[i], values + i + 1, count - i - 1, &outputs[i], err);
     bw_lane_give(s, lane);
@@ -261,7 +261,7 @@ static bw_status run_once(bw_session *s, const bw_array *inputs, bw_array *outpu
 
 /* For networks that fix their batch: runs piece by piece and puts the outputs together. */
 static bw_status run_pieces(bw_session *s, const bw_array *inputs, int64_t batch, bw_array *outputs, int featurize,
-                            uint64_t deadline, bw_timing *timing, bw_error *err)
+                            uint64_t deadline, bw_lane_times *times, bw_error *err)
 {
     const bw_plan *p = &s->plan;
     int count = featurize ? p->feature_count : p->output_count;
@@ -279,7 +279,7 @@ static bw_status run_pieces(bw_session *s, const bw_array *inputs, int64_t batch
             part[i].data = (char *)inputs[i].data + (size_t)k * part[i].bytes;
             part[i].owned = 0;
         }
-        status = run_once(s, part, out, featurize, deadline, timing, err);
+        status = run_once(s, part, out, featurize, deadline, times, err);
         for (int i = 0; i < count && !status; i++) {
             if (k == 0) {
                 int64_t dims[BW_RANK_MAX];
@@ -305,7 +305,7 @@ bw_status bw_session_run(bw_session *s, const bw_array *inputs, bw_array *output
     const bw_plan *p = &s->plan;
     uint64_t start = bw_now_ns(), deadline = options ? options->deadline_ns : 0;
     int featurize = options && options->featurize;
-    bw_timing timing = {0};
+    bw_lane_times times = {.profile = options ? options->profile : NULL, .start_ns = start};
     if (featurize && p->feature_count == 0)
         return bw_fail(err, BW_UNSUPPORTED, "model '%s' has no accelerator stage, so it has no features",
                        p->model_name);
@@ -315,12 +315,16 @@ bw_status bw_session_run(bw_session *s, const bw_array *inputs, bw_array *output
         status = check_input(&p->inputs[i], &inputs[i], &batch, s->fixed_batch, err);
     if (status)
         return status;
+    if (times.profile)
+        bw_profile_clear(times.profile);
     if (s->fixed_batch > 0 && batch != s->fixed_batch)
-        status = run_pieces(s, inputs, batch, outputs, featurize, deadline, &timing, err);
+        status = run_pieces(s, inputs, batch, outputs, featurize, deadline, &times, err);
     else
-        status = run_once(s, inputs, outputs, featurize, deadline, &timing, err);
-    timing.total = bw_now_ns() - start;
+        status = run_once(s, inputs, outputs, featurize, deadline, &times, err);
+    times.timing.total = bw_now_ns() - start;
+    if (times.profile)
+        times.profile->total_ns = times.timing.total;
     if (options && options->timing)
-        *options->timing = timing;
+        *options->timing = times.timing;
     return status;
 }

@@ -33,6 +33,25 @@ typedef struct bw_timing { /* nanoseconds of one run */
     uint64_t cpu_before, device_queue, device_run, cpu_after, total;
 } bw_timing;
 
+/* Where one run spent its time, stage by stage, nanoseconds. */
+typedef struct bw_stage_profile {
+    int device;        /* 1: on the accelerator; the fields below total_ns are for such stages */
+    uint64_t start_ns; /* of the stage, from the start of the run */
+    uint64_t total_ns; /* the stage as a whole */
+    uint64_t in_ns;    /* checks, and tensors to the device's layout */
+    uint64_t queue_ns; /* in the device's queue */
+    uint64_t run_ns;   /* on the device */
+    uint64_t out_ns;   /* tensors back */
+    uint64_t *instruction_ns;
+    uint32_t instruction_count;
+} bw_stage_profile;
+
+typedef struct bw_profile {
+    uint64_t total_ns;
+    int stage_count;
+    bw_stage_profile *stages;
+} bw_profile;
+
 /* Package and device are borrowed and must outlive the session. BW_INCOMPATIBLE: the device cannot run it;
  * BW_CORRUPT: manifest or stages do not fit together. */
 bw_status bw_session_open(const bw_package *pkg, bw_device *device, bw_session **session, bw_error *err);
@@ -54,13 +73,19 @@ typedef struct bw_run_options {
     uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0: none */
     int featurize;        /* non-zero: stop after the last accelerator stage; outputs are its outputs */
     bw_timing *timing;    /* filled if not NULL */
+    bw_profile *profile;  /* of bw_profile_new for this session; filled if not NULL, by one run at a time */
 } bw_run_options;
+
+/* An empty profile of a session's stages. The session is not needed to free it. BW_NO_MEMORY. */
+bw_status bw_profile_new(const bw_session *s, bw_profile **profile, bw_error *err);
+void bw_profile_free(bw_profile *profile); /* NULL is allowed */
 
 /*
  * inputs: one per session input; the batch (dims[0]) must be the same in all, 1..4096. outputs: zeroed arrays, one
  * per session output (with `featurize`: bw_session_feature_count), filled with owned data.
  * BW_INVALID_ARGUMENT: dtype, rank or shape, naming the tensor, its value and what is expected. BW_NOT_FINITE: NaN or
- * infinity, naming tensor and index. BW_TIMEOUT, BW_DEVICE_LOST, BW_DEVICE_FAULT.
+ * infinity, naming tensor and index. BW_TIMEOUT, BW_DEVICE_LOST, BW_DEVICE_FAULT. BW_UNSUPPORTED: a profile on a device
+ * that does not time its instructions.
  */
 bw_status bw_session_run(bw_session *s, const bw_array *inputs, bw_array *outputs, const bw_run_options *options,
                          bw_error *err);

@@ -191,18 +191,19 @@ static void scatter(const bw_session *s, bw_lane *lane, int stage, int64_t first
  * for the life of the process; a device is lost once, with at most its queue of runs. */
 typedef struct lost_buffers {
     struct lost_buffers *next;
-    void *in, *out;
+    void *in, *out, *spent;
 } lost_buffers;
 
 static lost_buffers *lost;
 static pthread_mutex_t lost_lock = PTHREAD_MUTEX_INITIALIZER;
 
-static void give_up_buffers(bw_lane_stage *l)
+static void give_up_buffers(bw_lane_stage *l, uint64_t *spent)
 {
     lost_buffers *b = malloc(sizeof *b);
     if (b) {
         b->in = l->in;
         b->out = l->out;
+        b->spent = spent;
         pthread_mutex_lock(&lost_lock);
         b->next = lost;
         lost = b;
@@ -214,18 +215,26 @@ static void give_up_buffers(bw_lane_stage *l)
 
 /* One submission, waited for until the deadline. A run that is late is cancelled before its buffers are used again. */
 static bw_status run_images(bw_session *s, bw_lane *lane, int stage, uint32_t images, uint64_t deadline,
-                            bw_timing *timing, bw_error *err)
+                            bw_lane_times *times, bw_error *err)
 {
     bw_lane_stage *l = &lane->stages[stage];
+    bw_stage_profile *profile = times->profile ? &times->profile->stages[stage] : NULL;
     uint64_t now = bw_now_ns();
     if (deadline && now >= deadline)
         return late(stage, err);
     /* Nothing of the run before may be read again, whatever a program leaves out. */
     memset(l->out, 0, (size_t)(images * bw_image_program(s->images[stage])->header->out_bytes));
+    /* A device that is lost may still write into what it was given, so it does not get the caller's array. */
+    uint64_t *spent = profile ? calloc(profile->instruction_count, sizeof *spent) : NULL;
+    if (profile && !spent)
+        return bw_fail(err, BW_NO_MEMORY, "no memory for the times of %u instructions", profile->instruction_count);
     bw_fence *fence;
-    bw_status status = bw_image_submit(s->images[stage], l->in, l->out, images, &fence, err);
-    if (status)
+    bw_status status = profile ? bw_image_submit_timed(s->images[stage], l->in, l->out, images, spent, &fence, err)
+                               : bw_image_submit(s->images[stage], l->in, l->out, images, &fence, err);
+    if (status) {
+        free(spent);
         return status;
+    }
     status = bw_fence_wait(fence, deadline ? deadline - now : 0, err);
     int overdue = status == BW_TIMEOUT;
     if (overdue) {
@@ -234,20 +243,30 @@ static bw_status run_images(bw_session *s, bw_lane *lane, int stage, uint32_t im
     }
     uint64_t queued = 0, running = 0;
     bw_fence_times(fence, &queued, &running);
-    timing->device_queue += queued;
-    timing->device_run += running;
+    times->timing.device_queue += queued;
+    times->timing.device_run += running;
     bw_fence_release(fence);
+    if (profile) {
+        profile->queue_ns += queued;
+        profile->run_ns += running;
+        for (uint32_t i = 0; !status && i < profile->instruction_count; i++)
+            profile->instruction_ns[i] += spent[i];
+    }
     if (status == BW_DEVICE_LOST)
-        give_up_buffers(l);
+        give_up_buffers(l, spent);
+    else
+        free(spent);
     /* A run that ended while it was being cancelled came too late all the same. */
     return overdue ? late(stage, err) : status;
 }
 
-static bw_status run_device(bw_session *s, bw_lane *lane, int stage, uint64_t deadline, bw_timing *timing,
+static bw_status run_device(bw_session *s, bw_lane *lane, int stage, uint64_t deadline, bw_lane_times *times,
                             bw_error *err)
 {
     const bw_plan_stage *st = &s->plan.stages[stage];
+    bw_stage_profile *profile = times->profile ? &times->profile->stages[stage] : NULL;
     int64_t batch;
+    uint64_t start = bw_now_ns();
     bw_status status = check_inputs(s, lane, stage, &batch, err);
     for (int i = 0; i < st->output_count && !status; i++) {
         const bw_plan_tensor *t = &st->outputs[i];
@@ -262,16 +281,24 @@ static bw_status run_device(bw_session *s, bw_lane *lane, int stage, uint64_t de
         if (status)
             break;
         gather(s, lane, stage, first, images);
-        status = run_images(s, lane, stage, images, deadline, timing, err);
+        uint64_t gathered = bw_now_ns();
+        status = run_images(s, lane, stage, images, deadline, times, err);
+        uint64_t ran = bw_now_ns();
         if (!status)
             scatter(s, lane, stage, first, images);
+        if (profile)
+            profile->in_ns += gathered - start;
+        start = bw_now_ns();
+        if (profile)
+            profile->out_ns += start - ran;
         first += images;
     }
     return status;
 }
 
-bw_status bw_lane_run(bw_session *s, bw_lane *lane, int last, uint64_t deadline, bw_timing *timing, bw_error *err)
+bw_status bw_lane_run(bw_session *s, bw_lane *lane, int last, uint64_t deadline, bw_lane_times *times, bw_error *err)
 {
+    bw_timing *timing = &times->timing;
     const bw_plan *p = &s->plan;
     int seen_device = 0;
     for (int i = 0; i <= last; i++) {
@@ -279,7 +306,7 @@ bw_status bw_lane_run(bw_session *s, bw_lane *lane, int last, uint64_t deadline,
         if (deadline && start >= deadline)
             return late(i, err);
         bw_status status =
-            p->stages[i].device ? run_device(s, lane, i, deadline, timing, err) : run_cpu(s, lane, i, deadline, err);
+            p->stages[i].device ? run_device(s, lane, i, deadline, times, err) : run_cpu(s, lane, i, deadline, err);
         if (status)
             return status;
         for (int k = 0; k < p->stages[i].input_count; k++) {
@@ -289,6 +316,11 @@ bw_status bw_lane_run(bw_session *s, bw_lane *lane, int last, uint64_t deadline,
         }
         /* What a device stage takes beyond its device time is conversion on this side. */
         uint64_t took = bw_now_ns() - start;
+        if (times->profile) {
+            bw_stage_profile *profile = &times->profile->stages[i];
+            profile->start_ns = profile->total_ns ? profile->start_ns : start - times->start_ns;
+            profile->total_ns += took;
+        }
         device = timing->device_queue + timing->device_run - device;
         uint64_t cpu = took > device ? took - device : 0;
         if (seen_device)

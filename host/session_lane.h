@@ -35,7 +35,18 @@ bw_status bw_lane_take(bw_session *s, bw_lane **lane, bw_error *err);
 void bw_lane_give(bw_session *s, bw_lane *lane);
 void bw_lane_free(bw_session *s, bw_lane *lane);
 
-/* Runs stages 0..last on the lane's values; times are added up. */
-bw_status bw_lane_run(bw_session *s, bw_lane *lane, int last, uint64_t deadline_ns, bw_timing *timing, bw_error *err);
+/* What a run measures of itself; times are added up over the pieces of a batch. */
+typedef struct bw_lane_times {
+    bw_timing timing;
+    bw_profile *profile; /* NULL: not wanted */
+    uint64_t start_ns;   /* of the run */
+} bw_lane_times;
+
+/* Runs stages 0..last on the lane's values. */
+bw_status bw_lane_run(bw_session *s, bw_lane *lane, int last, uint64_t deadline_ns, bw_lane_times *times,
+                      bw_error *err);
+
+/* session_profile.c: all times 0. */
+void bw_profile_clear(bw_profile *profile);
 
 #endif

@@ -317,6 +317,9 @@ void bw_compiled_free(bw_compiled *c)
         for (int k = 0; k < s->weight_count; k++)
             free(s->weights[k].name);
         free(s->weights);
+        for (int k = 0; k < s->layer_count; k++)
+            free(s->layers[k]);
+        free(s->layers);
     }
     free(c->stages);
     *c = (bw_compiled){0};

@@ -48,6 +48,8 @@ typedef struct bw_stage {
     int input_count, output_count;
     bw_weight_error *weights; /* accelerator stages, in the order of the program */
     int weight_count;
+    char **layers; /* accelerator stages: per instruction the node of the source graph that it carries out */
+    int layer_count;
 } bw_stage;
 
 typedef struct bw_compiled {

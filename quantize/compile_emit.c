@@ -13,6 +13,7 @@ struct ref { /* a value in one of its forms; value -1: absent */
 struct line {
     bw_instruction ins;
     struct ref in, in2, out[2];
+    int node; /* of the graph, -1: the compiler's own */
 };
 
 struct emitter {
@@ -43,6 +44,7 @@ static struct line *new_line(struct emitter *e, int opcode)
     struct line *l = &e->lines[e->count++];
     memset(l, 0, sizeof *l);
     l->in = l->in2 = l->out[0] = l->out[1] = absent;
+    l->node = -1;
     bw_instruction *ins = &l->ins;
     ins->opcode = (uint8_t)opcode;
     ins->kernel_y = ins->kernel_x = ins->stride_y = ins->stride_x = ins->dilation_y = ins->dilation_x = 1;
@@ -132,6 +134,7 @@ static bw_status emit_op(struct emitter *e, const bw_ir_op *op)
     bw_instruction *ins = &l->ins;
     const bw_ir_value *out = &ir->values[op->out];
     int forms[3], count = wanted_forms(out, forms);
+    l->node = op->node;
     l->in = (struct ref){op->in, op->reads};
     if (op->in2 >= 0)
         l->in2 = (struct ref){op->in2, BW_FORM_VECTOR};
@@ -244,6 +247,31 @@ static uint64_t place_borders(bw_stage_tensor *tensors, int count)
     return at;
 }
 
+/* Whose work an instruction is: a node, or the value that it converts. */
+static const char *layer_of(const bw_ir *ir, const struct line *l)
+{
+    if (l->node >= 0)
+        return ir->g->nodes[l->node].name;
+    const struct ref refs[] = {l->out[0], l->in};
+    for (int i = 0; i < 2; i++)
+        if (refs[i].value >= 0 && ir->values[refs[i].value].value >= 0)
+            return ir->g->values[ir->values[refs[i].value].value].name;
+    return "";
+}
+
+static bw_status name_layers(const struct emitter *e, bw_stage *stage)
+{
+    stage->layers = calloc((size_t)e->count + 1, sizeof *stage->layers);
+    for (int i = 0; stage->layers && i < e->count; i++) {
+        stage->layers[i] = strdup(layer_of(e->ir, &e->lines[i]));
+        if (!stage->layers[i])
+            break;
+        stage->layer_count++;
+    }
+    return stage->layer_count == e->count ? BW_OK
+                                          : bw_fail(e->err, BW_NO_MEMORY, "out of memory while emitting a program");
+}
+
 /* Memory, tensors, header. */
 static bw_status finish(struct emitter *e, bw_stage *stage)
 {
@@ -299,6 +327,8 @@ bw_status bw_emit(bw_ir *ir, bw_stage *stage, bw_error *err)
             s = emit_op(&e, &ir->ops[i]);
     if (!s)
         s = finish(&e, stage);
+    if (!s)
+        s = name_layers(&e, stage);
     bw_program program;
     if (!s && !(s = bw_program_parse(stage->program, stage->program_size, &program, err)))
         s = bw_program_check_constants(&program, stage->constants, stage->constants_size, err);

@@ -92,10 +92,15 @@ static json_t *stage_json(const bw_stage *st, int index, struct sections *s, bw_
         bw_fail(err, BW_NO_MEMORY, "out of memory for the manifest");
         return NULL;
     }
-    return json_pack("{s:s, s:s, s:s, s:o, s:o}", "kind", st->device ? "device" : "cpu",
+    json_t *layers = st->device ? json_array() : NULL;
+    for (int i = 0; i < st->layer_count; i++) {
+        json_t *name = json_string(st->layers[i]);
+        json_array_append_new(layers, name ? name : json_string("")); /* informative: not worth a failure */
+    }
+    return json_pack("{s:s, s:s, s:s, s:o, s:o, s:o*}", "kind", st->device ? "device" : "cpu",
                      st->device ? "program" : "graph", what, "constants", constants, "inputs",
                      border_json(st, st->inputs, st->input_count), "outputs",
-                     border_json(st, st->outputs, st->output_count));
+                     border_json(st, st->outputs, st->output_count), "layers", layers);
 }
 
 static json_t *requirements_json(const bw_compiled *c)

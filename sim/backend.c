@@ -129,6 +129,10 @@ static void fill_info(const sim_arch *arch, int reference, const bw_fast_options
     else
         snprintf(info->name, sizeof info->name, "%s (fast engine, %s, %u threads)", arch->name, isa_text(fast->isa),
                  thread_count(fast->threads));
+    if (!reference) {
+        snprintf(info->isa, sizeof info->isa, "%s", isa_text(fast->isa));
+        info->threads = thread_count(fast->threads);
+    }
     snprintf(info->part, sizeof info->part, "%s", arch->part);
     snprintf(info->interface_id, sizeof info->interface_id, "%s", interface_of(arch));
     info->offers = arch->offers;
@@ -415,11 +419,14 @@ static bw_status inject(sim_device *dev, bw_error *err)
     return BW_OK;
 }
 
-static bw_status sim_run(void *device, void *image, const void *in, void *out, uint32_t batch, const atomic_int *cancel,
-                         bw_error *err)
+static bw_status sim_run_timed(void *device, void *image, const void *in, void *out, uint32_t batch,
+                               const atomic_int *cancel, uint64_t *spent_ns, bw_error *err)
 {
     sim_device *dev = device;
     sim_image *img = image;
+    if (spent_ns && !img->engine)
+        return bw_fail(err, BW_UNSUPPORTED,
+                       "the reference interpreter does not time instructions: take a device of the fast engine (sim:)");
     atomic_store(&dev->aborted, 0);
     dev->runs++;
     bw_status status = inject(dev, err);
@@ -428,7 +435,7 @@ static bw_status sim_run(void *device, void *image, const void *in, void *out, u
     if (status)
         return status;
     if (img->engine)
-        return bw_fast_run(img->engine, in, out, batch, cancel, err);
+        return bw_fast_run_timed(img->engine, in, out, batch, cancel, spent_ns, err);
     const bw_program_header *h = img->program->header;
     for (uint32_t i = 0; i < batch && !status; i++) {
         if (atomic_load(cancel))
@@ -437,6 +444,12 @@ static bw_status sim_run(void *device, void *image, const void *in, void *out, u
                                   (char *)out + i * h->out_bytes, 1, err);
     }
     return status;
+}
+
+static bw_status sim_run(void *device, void *image, const void *in, void *out, uint32_t batch, const atomic_int *cancel,
+                         bw_error *err)
+{
+    return sim_run_timed(device, image, in, out, batch, cancel, NULL, err);
 }
 
 static bw_status sim_reset(void *device, bw_error *err)
@@ -466,6 +479,7 @@ static const bw_backend sim_backend = {
     .reset = sim_reset,
     .abort = sim_abort,
     .abort_grace_ms = UINT32_MAX, /* a computation in this process always ends; giving up would leave it writing */
+    .run_timed = sim_run_timed,
 };
 
 bw_status bw_sim_register(bw_error *err)

@@ -11,6 +11,8 @@
 #include <cpuid.h>
 #endif
 
+#include "hal/base.h"
+
 /* --- ISA ------------------------------------------------------------------------------------------------------------
  */
 
@@ -272,7 +274,7 @@ static void bind(bw_fast *engine, bw_view *v, const void *in, void *out)
 }
 
 static bw_status run_locked(bw_fast *engine, const void *in, void *out, uint32_t batch, const atomic_int *cancel,
-                            bw_error *err)
+                            uint64_t *spent_ns, bw_error *err)
 {
     if (batch > engine->act_batch) {
         uint8_t *act = NULL;
@@ -291,6 +293,7 @@ static bw_status run_locked(bw_fast *engine, const void *in, void *out, uint32_t
         if (cancel && atomic_load_explicit(cancel, memory_order_relaxed))
             return bw_fail(err, BW_CANCELLED, "run cancelled before instruction %u of %u", i, count);
         bw_plan *plan = &engine->plans[i];
+        const uint64_t start = spent_ns ? bw_now_ns() : 0;
         bind(engine, &plan->in, in, out);
         bind(engine, &plan->in2, in, out);
         bind(engine, &plan->out[0], in, out);
@@ -299,17 +302,25 @@ static bw_status run_locked(bw_fast *engine, const void *in, void *out, uint32_t
             bw_conv_run(engine, plan, batch);
         else
             bw_vector_run(engine, plan, batch);
+        if (spent_ns)
+            spent_ns[i] += bw_now_ns() - start;
     }
     return BW_OK;
+}
+
+bw_status bw_fast_run_timed(bw_fast *engine, const void *in, void *out, uint32_t batch, const atomic_int *cancel,
+                            uint64_t *spent_ns, bw_error *err)
+{
+    if (batch == 0)
+        return bw_fail(err, BW_INVALID_ARGUMENT, "a batch of 0 images: expected 1 or more");
+    pthread_mutex_lock(&engine->lock);
+    bw_status status = run_locked(engine, in, out, batch, cancel, spent_ns, err);
+    pthread_mutex_unlock(&engine->lock);
+    return status;
 }
 
 bw_status bw_fast_run(bw_fast *engine, const void *in, void *out, uint32_t batch, const atomic_int *cancel,
                       bw_error *err)
 {
-    if (batch == 0)
-        return bw_fail(err, BW_INVALID_ARGUMENT, "a batch of 0 images: expected 1 or more");
-    pthread_mutex_lock(&engine->lock);
-    bw_status status = run_locked(engine, in, out, batch, cancel, err);
-    pthread_mutex_unlock(&engine->lock);
-    return status;
+    return bw_fast_run_timed(engine, in, out, batch, cancel, NULL, err);
 }

@@ -58,11 +58,33 @@ void bw_fast_destroy(bw_fast *engine);
 bw_status bw_fast_run(bw_fast *engine, const void *in, void *out, uint32_t batch, const atomic_int *cancel,
                       bw_error *err);
 
+/*
+ * The same, and adds to spent_ns[i] the time that instruction i took, for the whole batch; header->instruction_count
+ * elements. An instruction that the engine carries out as part of another adds 0.
+ */
+bw_status bw_fast_run_timed(bw_fast *engine, const void *in, void *out, uint32_t batch, const atomic_int *cancel,
+                            uint64_t *spent_ns, bw_error *err);
+
 /* "avx512vnni", ...: what the engine chose. Static storage. */
 const char *bw_fast_isa_name(const bw_fast *engine);
 const char *bw_sim_isa_name(bw_sim_isa isa);
 /* 1 if this CPU and build can run `isa`. */
 int bw_sim_isa_available(bw_sim_isa isa);
+
+/* What one core of this machine can do at most, in G multiply-adds a second. */
+typedef struct bw_sim_peak {
+    bw_sim_isa isa;
+    double int8;         /* products of bytes, summed up in int32 */
+    const char *int8_by; /* by these instructions; static storage */
+    double fp32;
+} bw_sim_peak;
+
+/* Measures it on the calling thread, in some tens of milliseconds. AUTO: the best ISA this CPU has. Measure on an idle
+ * machine, near the figures it is compared with: clocks change. BW_UNSUPPORTED: this CPU lacks the ISA. */
+bw_status bw_sim_peak_measure(bw_sim_isa isa, bw_sim_peak *peak, bw_error *err);
+/* GB/s at which one core reads an array of `bytes` bytes again and again: of a cache, if it fits there.
+ * BW_INVALID_ARGUMENT: less than 64 bytes. BW_NO_MEMORY. */
+bw_status bw_sim_read_rate(size_t bytes, double *rate, bw_error *err);
 
 /* Registers the `sim` HAL backend (sim:, sim:u250, sim:reference ...). Idempotent, thread-safe. */
 bw_status bw_sim_register(bw_error *err);

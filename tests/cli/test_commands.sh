@@ -20,7 +20,7 @@ run 0 help && has '^  eval  ' && has '^  quantize  ' && run 0 --help && has '^us
     grep -q '^usage' "$work/err"
 result $? "help, and usage without a command"
 ok=0
-for c in devices load inspect run eval featurize; do
+for c in devices load inspect run eval profile featurize; do
     run 0 $c --help && has "^usage: blockwave $c" && run 0 help $c && has "^usage: blockwave $c" || ok=1
     run 2 $c --frobnicate && says "^blockwave $c: unknown option '--frobnicate', see 'blockwave $c --help'$" || ok=1
 done

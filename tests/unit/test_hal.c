@@ -96,6 +96,21 @@ static void works(void)
 
 /* --- running ---------------------------------------------------------------------------------------------------- */
 
+static void a_backend_without_clocks_says_so(void **state)
+{
+    (void)state;
+    uint64_t spent[1] = {7};
+    bw_fence *fence = (bw_fence *)&err; /* must be overwritten */
+    assert_is(BW_UNSUPPORTED, bw_image_submit_timed(img, in, out, 1, spent, &fence, &err));
+    assert_null(fence);
+    assert_non_null(strstr(err.message, "stub:0: backend 'stub' does not time instructions: take another device"));
+    assert_is(BW_INVALID_ARGUMENT, bw_image_submit_timed(img, in, out, 1, NULL, &fence, &err));
+    assert_is(BW_INVALID_ARGUMENT, bw_image_submit_timed(NULL, in, out, 1, spent, &fence, &err));
+    assert_int_equal(spent[0], 7);
+    assert_int_equal(stub.runs, 0);
+    works();
+}
+
 static void runs_and_counts(void **state)
 {
     (void)state;
@@ -588,14 +603,23 @@ int main(void)
         return 1;
     }
     const struct CMUnitTest tests[] = {
-        T(runs_and_counts),         T(refuses_bad_arguments),
-        T(offers_and_memory),       T(many_threads),
-        T(queue_has_64_places),     T(wait_times_out_and_goes_on),
-        T(done_is_called_once),     T(done_may_submit),
-        T(cancel_while_running),    T(release_waits_for_runs),
-        T(fault_resets_the_device), T(hang_is_aborted),
-        T(failed_reset_is_death),   T(death_ends_the_queue),
-        T(reset_ends_all_runs),     T(wedged_device_is_given_up),
+        T(a_backend_without_clocks_says_so),
+        T(runs_and_counts),
+        T(refuses_bad_arguments),
+        T(offers_and_memory),
+        T(many_threads),
+        T(queue_has_64_places),
+        T(wait_times_out_and_goes_on),
+        T(done_is_called_once),
+        T(done_may_submit),
+        T(cancel_while_running),
+        T(release_waits_for_runs),
+        T(fault_resets_the_device),
+        T(hang_is_aborted),
+        T(failed_reset_is_death),
+        T(death_ends_the_queue),
+        T(reset_ends_all_runs),
+        T(wedged_device_is_given_up),
     };
     return cmocka_run_group_tests_name("hal", tests, NULL, NULL);
 }

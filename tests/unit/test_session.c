@@ -274,6 +274,52 @@ static void test_fixed_batch(void **state)
     close_net(&n);
 }
 
+static void test_profile(void **state)
+{
+    (void)state;
+    static const int64_t fixed[] = {-1, 1};
+    for (int f = 0; f < 2; f++) {
+        open_net n = open_on((int)fixed[f], "sim:?threads=2");
+        bw_profile *p;
+        ok(bw_profile_new(n.s, &p, &err));
+        assert_int_equal(p->stage_count, 3);
+        for (int64_t batch = 1; batch <= 300; batch += 299) { /* also in pieces, and in more than one submission */
+            bw_array in = input(batch, 5), out = {0};
+            ok(bw_session_run(n.s, &in, &out, &(bw_run_options){.profile = p}, &err));
+            assert_true(right(&in, &out, 1));
+            uint64_t stages = 0;
+            for (int i = 0; i < 3; i++) {
+                const bw_stage_profile *s = &p->stages[i];
+                assert_int_equal(s->device, i == 1);
+                assert_int_equal(s->instruction_count, i == 1 ? 2 : 0);
+                assert_true(s->total_ns > 0 && s->start_ns <= p->total_ns);
+                assert_true(i == 0 || s->start_ns >= p->stages[i - 1].start_ns);
+                assert_true(s->in_ns + s->queue_ns + s->run_ns + s->out_ns <= s->total_ns);
+                stages += s->total_ns;
+            }
+            const bw_stage_profile *d = &p->stages[1];
+            assert_true(d->run_ns > 0 && d->in_ns > 0 && d->out_ns > 0);
+            assert_true(d->instruction_ns[0] + d->instruction_ns[1] > 0);
+            assert_true(d->instruction_ns[0] + d->instruction_ns[1] <= d->run_ns);
+            assert_true(stages <= p->total_ns); /* nothing of the run before is left in it */
+            bw_array_free(&in);
+            bw_array_free(&out);
+        }
+        bw_profile_free(p);
+        close_net(&n);
+    }
+    bw_profile_free(NULL);
+    open_net n = open_on(-1, "sim:reference");
+    bw_profile *p;
+    bw_array in = input(1, 5), out = {0};
+    ok(bw_profile_new(n.s, &p, &err));
+    is(BW_UNSUPPORTED, bw_session_run(n.s, &in, &out, &(bw_run_options){.profile = p}, &err), "take a device");
+    run_batch(n.s, 1);
+    bw_profile_free(p);
+    bw_array_free(&in);
+    close_net(&n);
+}
+
 static void test_what_it_tells(void **state)
 {
     (void)state;
@@ -567,6 +613,7 @@ int main(void)
         cmocka_unit_test(test_deadlines),       cmocka_unit_test(test_faults),
         cmocka_unit_test(test_threads),         cmocka_unit_test(test_hostile_manifests),
         cmocka_unit_test(test_broken_promises), cmocka_unit_test(test_several_inputs),
+        cmocka_unit_test(test_profile),
     };
     return cmocka_run_group_tests(tests, make_dir, drop_dir);
 }

@@ -236,6 +236,91 @@ static void images_share_a_device(void **state)
     bw_device_close(dev);
 }
 
+static void timed_runs_give_the_same_bits(void **state)
+{
+    (void)state;
+    bw_device *dev;
+    assert_ok(bw_device_open("sim:?threads=2", &dev, &err));
+    assert_int_equal(info(dev).threads, 2);
+    assert_true(strlen(info(dev).isa) > 0);
+    for (uint64_t seed = 300; seed < 310; seed++) {
+        work w = make_work(seed, 0, 0);
+        bw_image *image;
+        bw_fence *fence;
+        assert_ok(load(dev, &w, &image));
+        const uint32_t count = bw_image_program(image)->header->instruction_count;
+        uint64_t *spent = calloc(count, sizeof *spent), queued, running, sum = 0;
+        assert_non_null(spent);
+        for (int i = 0; i < 2; i++) { /* times are added up */
+            memset(w.out, 0xee, w.bytes);
+            assert_ok(bw_image_submit_timed(image, w.c.in, w.out, w.c.batch, spent, &fence, &err));
+            assert_ok(bw_fence_wait(fence, 0, &err));
+            bw_fence_times(fence, &queued, &running);
+            bw_fence_release(fence);
+            assert_memory_equal(w.out, w.expected, w.bytes);
+            uint64_t before = sum;
+            sum = 0;
+            for (uint32_t k = 0; k < count; k++)
+                sum += spent[k];
+            assert_true(sum > before);
+            assert_true(sum - before <= running);
+        }
+        free(spent);
+        bw_image_release(image);
+        free_work(&w);
+    }
+    bw_device_close(dev);
+}
+
+static void the_reference_does_not_time(void **state)
+{
+    (void)state;
+    bw_device *dev;
+    bw_image *image;
+    bw_fence *fence;
+    work w = make_work(9, 0, 0);
+    assert_ok(bw_device_open("sim:reference", &dev, &err));
+    assert_string_equal(info(dev).isa, "");
+    assert_int_equal(info(dev).threads, 0);
+    assert_ok(load(dev, &w, &image));
+    uint64_t *spent = calloc(bw_image_program(image)->header->instruction_count, sizeof *spent);
+    assert_non_null(spent);
+    assert_ok(bw_image_submit_timed(image, w.c.in, w.out, w.c.batch, spent, &fence, &err));
+    assert_is(BW_UNSUPPORTED, bw_fence_wait(fence, 0, &err));
+    assert_text("sim:reference: the reference interpreter does not time instructions: take a device of");
+    bw_fence_release(fence);
+    assert_int_equal(info(dev).health, BW_HEALTH_OK); /* a refusal, no fault */
+    assert_int_equal(info(dev).faults, 0);
+    assert_ok(run(image, &w, 0));
+    assert_memory_equal(w.out, w.expected, w.bytes);
+    assert_int_equal(info(dev).resets, 0);
+    free(spent);
+    bw_image_release(image);
+    bw_device_close(dev);
+    free_work(&w);
+}
+
+static void peaks_are_measured(void **state)
+{
+    (void)state;
+    for (int i = BW_SIM_ISA_AUTO; i <= BW_SIM_ISA_AVX512VNNI; i++) {
+        bw_sim_peak peak;
+        if (!bw_sim_isa_available((bw_sim_isa)i)) {
+            assert_is(BW_UNSUPPORTED, bw_sim_peak_measure((bw_sim_isa)i, &peak, &err));
+            continue;
+        }
+        assert_ok(bw_sim_peak_measure((bw_sim_isa)i, &peak, &err));
+        assert_true(bw_sim_isa_available(peak.isa) && peak.isa != BW_SIM_ISA_AUTO);
+        assert_true(peak.int8 > 0.05 && peak.int8 < 1e5); /* a slow emulator .. any core for years */
+        assert_true(peak.fp32 > 0.05 && peak.fp32 < 1e5);
+        assert_non_null(peak.int8_by);
+    }
+    double rate;
+    assert_ok(bw_sim_read_rate(1 << 16, &rate, &err));
+    assert_true(rate > 0.05 && rate < 1e5);
+    assert_is(BW_INVALID_ARGUMENT, bw_sim_read_rate(63, &rate, &err));
+}
+
 /* --- faults ----------------------------------------------------------------------------------------------------- */
 
 static void injected_faults(void **state)
@@ -511,6 +596,9 @@ int main(void)
         cmocka_unit_test(options_are_checked),
         cmocka_unit_test(u250_has_limits),
         cmocka_unit_test(images_share_a_device),
+        cmocka_unit_test(timed_runs_give_the_same_bits),
+        cmocka_unit_test(the_reference_does_not_time),
+        cmocka_unit_test(peaks_are_measured),
         cmocka_unit_test(injected_faults),
         cmocka_unit_test(hang_without_reset_is_death),
         cmocka_unit_test(slow_runs_are_cancelled),
