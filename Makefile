@@ -43,7 +43,7 @@ MAINS := $(foreach f,$(FOLDERS),$(wildcard $(f)/main.c $(f)/main_*.c))
 srcs   = $(filter-out $(1)/main.c $(1)/main_%.c,$(wildcard $(1)/*.c $(1)/*/*.c))
 objs   = $(patsubst %.c,$(BUILD)/%.o,$(call srcs,$(1)))
 pbobjs = $(patsubst $(GEN)/%.c,$(BUILD)/gen/%.o,$(filter $(GEN)/$(1)/%,$(PB_C)))
-prog_name = $(if $(filter main,$(basename $(notdir $(1)))),blockwave,blockwave-$(patsubst main_%,%,$(basename $(notdir $(1)))))
+prog_name = $(if $(filter main,$(basename $(notdir $(1)))),blockwave,blockwave-$(subst _,-,$(patsubst main_%,%,$(basename $(notdir $(1))))))
 
 PROGRAMS := $(foreach m,$(MAINS),$(BUILD)/bin/$(call prog_name,$(m)))
 LIBS     := $(foreach f,$(FOLDERS),$(BUILD)/lib/libbw_$(f).a)
@@ -61,7 +61,7 @@ FUZZ_BIN     := $(FUZZERS:%=$(BUILD)/tests/fuzz/fuzz_%)
 SCRIPT_TESTS := $(wildcard tests/cli/test_*.sh tests/service/test_*.sh tests/docs/test_*.sh)
 
 .DEFAULT_GOAL := all
-.PHONY: all help deps check test test-long conformance asan ubsan tsan fuzz fuzz-build bench install uninstall demo clean report \
+.PHONY: all help deps check test test-long conformance asan ubsan tsan fuzz fuzz-build bench bench-service install uninstall demo clean report \
     unit-tests tests-build format FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -179,6 +179,11 @@ fuzz-build: $(FUZZ_BIN)
 ## bench: measure speed (networks x formats x ISA x threads) and print a table
 bench: all $(BENCHES)
 	@for b in $(BENCHES); do BW_BIN=$(CURDIR)/$(BUILD)/bin $$b || exit 1; done
+
+## bench-service: what the service costs, against a C++ echo server on the same gRPC; BENCH_SERVICE='--network X.bw ...'
+bench-service: all
+	@sh tests/bench/echo/build.sh $(BUILD)/echo || test $$? = 3
+	@/usr/bin/python3 tests/bench/bench_service.py $(BUILD)/bin $(BUILD)/echo $(BENCH_SERVICE)
 
 ## demo: dependencies, build, then the main job on real pictures
 demo: deps

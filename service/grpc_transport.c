@@ -15,8 +15,19 @@
 #include "service/grpc_call.h"
 #include "service/grpc_transport.h"
 
+static void forward_log(gpr_log_func_args *args)
+{
+    char line[400];
+    size_t n = 0;
+    for (const char *p = args->message; *p && n < sizeof line - 1; p++)
+        line[n++] = *p == '\n' ? ' ' : *p;
+    line[n] = 0;
+    bw_log(args->severity == GPR_LOG_SEVERITY_ERROR ? BW_LOG_WARN : BW_LOG_DEBUG, "grpc", "%s", line);
+}
+
 void bw_grpc_prepare_process(void)
 {
+    gpr_set_log_function(forward_log);
     /* With the defaults every large message is mapped and unmapped anew: more than half of the CPU time at 600 KB. */
     mallopt(M_MMAP_THRESHOLD, 128 << 20);
     mallopt(M_TRIM_THRESHOLD, 128 << 20);
@@ -27,16 +38,6 @@ void bw_grpc_prepare_process(void)
     memcpy(&set_detection, &symbol, sizeof symbol);
     if (symbol)
         set_detection(0);
-}
-
-static void forward_log(gpr_log_func_args *args)
-{
-    char line[400];
-    size_t n = 0;
-    for (const char *p = args->message; *p && n < sizeof line - 1; p++)
-        line[n++] = *p == '\n' ? ' ' : *p;
-    line[n] = 0;
-    bw_log(args->severity == GPR_LOG_SEVERITY_ERROR ? BW_LOG_WARN : BW_LOG_DEBUG, "grpc", "%s", line);
 }
 
 /* --- threads ---------------------------------------------------------------------------------------------------- */

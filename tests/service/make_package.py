@@ -9,6 +9,7 @@ usage: make_package.py KIND OUT.bw [NAME [VERSION]]
   picture  image [-1,3,8,8] with pre-processing -> y = 2 image
   golden   input [-1,4]  -> logits = 2 input
   one      x [1,4]       -> y = 2x, batch fixed
+  same-N   x [-1,N]      -> y = x
 """
 import hashlib
 import json
@@ -52,6 +53,11 @@ def build(kind):
             preprocess = {"resize": "exact", "resize_size": [8, 8], "size": [8, 8], "channels": "RGB", "scale": 1.0,
                           "mean": [0, 0, 0], "std": [1, 1, 1]}
         return g, [x], [y], preprocess
+    if kind.startswith("same-"):
+        dims = [-1, int(kind[5:])]
+        x, y = g.value("x", dims), g.value("y", dims)
+        g.node("Identity", [x], [y])
+        return g, [x], [y], None
     if kind == "sum":
         a, b = g.value("a", [-1, 3]), g.value("b", [-1, 3])
         y, d = g.value("y", [-1, 3]), g.value("d", [-1, 3])
