@@ -13,8 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TRAILING_MAX 16
-#define WRITES_MAX   32
+#define WRITES_MAX 32
 
 struct bw_grpc_call {
     bw_call base; /* first: what the services see */
@@ -31,18 +30,18 @@ struct bw_grpc_call {
     int close_cancelled; /* written by core */
     atomic_int receiving;
 
-    pthread_mutex_t mutex; /* guards what follows */
-    int cancelled, finishing;
+    pthread_mutex_t mutex;             /* guards what follows */
+    int cancelled, finishing, watched; /* watched: core was asked to tell when the client goes */
     void (*on_cancel)(bw_call *call);
     int headers_sent, writing;
-    grpc_byte_buffer *writes[WRITES_MAX]; /* waiting for the one under way */
+    grpc_byte_buffer **writes; /* room for WRITES_MAX, once there was one: waiting for the one under way */
     int write_count;
     grpc_byte_buffer *current;
     /* the end of the call, kept until core has sent it */
     bw_code code;
     grpc_slice text;
     grpc_byte_buffer *last;
-    grpc_metadata trailing[TRAILING_MAX];
+    grpc_metadata *trailing;
     size_t trailing_count;
 };
 
@@ -102,12 +101,12 @@ static void free_call(bw_grpc_call *c)
         c->base.user_release(c->base.user);
     for (int i = 0; i < c->write_count; i++)
         destroy_buffer(&c->writes[i]);
+    free(c->writes);
     destroy_buffer(&c->current);
     destroy_buffer(&c->last);
-    for (size_t i = 0; i < c->trailing_count; i++) {
-        grpc_slice_unref(c->trailing[i].key);
+    for (size_t i = 0; i < c->trailing_count; i++)
         grpc_slice_unref(c->trailing[i].value);
-    }
+    free(c->trailing);
     grpc_slice_unref(c->text);
     grpc_metadata_array_destroy(&c->headers);
     grpc_call_details_destroy(&c->details);
@@ -174,10 +173,18 @@ static size_t add_message_op(grpc_byte_buffer *b, grpc_op *op)
     return 1;
 }
 
+static void add_close_op(bw_grpc_call *c, grpc_op *op)
+{
+    memset(op, 0, sizeof *op);
+    op->op = GRPC_OP_RECV_CLOSE_ON_SERVER;
+    op->data.recv_close_on_server.cancelled = &c->close_cancelled;
+    c->watched = 1;
+}
+
 /* Sends the next waiting message, or the end when none is left. c->mutex is held. */
 static void send_next(bw_grpc_call *c)
 {
-    grpc_op ops[3];
+    grpc_op ops[4];
     if (c->writing)
         return;
     if (c->write_count) {
@@ -201,7 +208,11 @@ static void send_next(bw_grpc_call *c)
     ops[n].data.send_status_from_server.trailing_metadata = c->trailing;
     ops[n].data.send_status_from_server.status = (grpc_status_code)c->code;
     ops[n].data.send_status_from_server.status_details = &c->text;
-    start(c, ops, n + 1, &c->ended);
+    n++;
+    /* Nobody wanted to hear of the call's end before: one event for both. */
+    if (!c->watched)
+        add_close_op(c, &ops[n++]);
+    start(c, ops, n, &c->ended);
 }
 
 static void on_sent(bw_grpc_tag *tag, int success)
@@ -227,7 +238,9 @@ static void call_write(bw_call *call, const bw_chunk *chunks, size_t count)
     bw_grpc_call *c = of_base(call);
     grpc_byte_buffer *b = make_buffer(chunks, count);
     pthread_mutex_lock(&c->mutex);
-    int full = c->write_count == WRITES_MAX;
+    if (!c->writes)
+        c->writes = malloc(WRITES_MAX * sizeof *c->writes);
+    int full = !c->writes || c->write_count == WRITES_MAX;
     if (!full && !c->finishing) {
         c->writes[c->write_count++] = b;
         b = NULL;
@@ -250,8 +263,10 @@ static void call_finish(bw_call *call, bw_code code, const char *text, const bw_
     c->code = code;
     c->last = last;
     c->text = grpc_slice_from_copied_string(text ? text : "");
-    for (size_t i = 0; i < trailing_count && i < TRAILING_MAX; i++) {
-        c->trailing[i].key = grpc_slice_from_copied_string(trailing[i].key);
+    /* Without memory for it the answer goes without. */
+    c->trailing = trailing_count ? calloc(trailing_count, sizeof *c->trailing) : NULL;
+    for (size_t i = 0; c->trailing && i < trailing_count; i++) {
+        c->trailing[i].key = grpc_slice_from_static_string(trailing[i].key);
         c->trailing[i].value = grpc_slice_from_copied_string(trailing[i].value);
         c->trailing_count = i + 1;
     }
@@ -286,6 +301,11 @@ static void call_watch_cancel(bw_call *call, void (*on_cancel)(bw_call *call))
     int now = c->cancelled;
     if (!now)
         c->on_cancel = on_cancel;
+    if (!c->watched) {
+        grpc_op op;
+        add_close_op(c, &op);
+        start(c, &op, 1, &c->closed);
+    }
     pthread_mutex_unlock(&c->mutex);
     if (now)
         on_cancel(call);
@@ -397,11 +417,6 @@ static void on_arrived(bw_grpc_tag *tag, int success)
     c->base.received_ns = bw_now_ns();
     c->base.deadline_ns = deadline_of(c->details.deadline);
     enlist(c);
-    grpc_op op;
-    memset(&op, 0, sizeof op);
-    op.op = GRPC_OP_RECV_CLOSE_ON_SERVER;
-    op.data.recv_close_on_server.cancelled = &c->close_cancelled;
-    start(c, &op, 1, &c->closed);
     c->method = find_method(c->t->service, c->details.method);
     if (!c->method) {
         refuse_unknown(c);
@@ -411,6 +426,7 @@ static void on_arrived(bw_grpc_tag *tag, int success)
         bw_call_finish(&c->base, BW_CODE_UNAVAILABLE, "the server is going: ask another", NULL, 0, NULL, 0);
         return;
     }
+    grpc_op op;
     memset(&op, 0, sizeof op);
     op.op = GRPC_OP_RECV_MESSAGE;
     op.data.recv_message.recv_message = &c->payload;

@@ -17,11 +17,11 @@ _Static_assert(sizeof(protobuf_c_boolean) == 4, "bool_contents is read as int32"
 
 typedef struct kserve_request {
     infer_request *message; /* without raw_input_contents */
+    size_t raw_count, output_count;
+    /* As many as counted, the others are not even zeroed. */
     bw_cursor raw[BW_MODEL_IO_MAX];
-    size_t raw_count;
     const char *names[BW_MODEL_IO_MAX]; /* of the reply */
     int outputs[BW_MODEL_IO_MAX];
-    size_t output_count;
 } kserve_request;
 
 static void free_request(void *request)
@@ -324,9 +324,11 @@ static bw_status decode(bw_scoring *s, kserve_request *r, bw_cursor whole, bw_er
 
 bw_status bw_kserve_decode(bw_scoring *s, const bw_slice *slices, size_t count, bw_error *err)
 {
-    kserve_request *r = calloc(1, sizeof *r);
+    kserve_request *r = malloc(sizeof *r);
     if (!r)
         return no_memory(err);
+    r->message = NULL;
+    r->raw_count = r->output_count = 0;
     s->request = r;
     s->request_free = free_request;
     s->encode = encode;

@@ -302,6 +302,9 @@ static bw_status ask_inputs(const arguments *a, session *s, bw_error *err)
         if (status == BW_UNSUPPORTED)
             bw_fail(err, status, "%s does not tell its models' inputs: give --model, and --shape NAME=D,D,... for each",
                     a->load.address);
+        else if (status == BW_TIMEOUT || status == BW_BUSY)
+            bw_fail(err, status, "%s: no server answered within %g s: start one, or wait longer with --connect-seconds",
+                    a->load.address, a->connect_seconds);
         else if (status)
             bw_fail_context(err, status, "%s", a->load.address);
     }

@@ -29,6 +29,26 @@ void bw_model_release(bw_model *m)
     free(m);
 }
 
+void bw_pace_note(bw_pace *pace, uint64_t ns, uint64_t bytes, int device)
+{
+    /* Threads may overwrite each other's notes: each of them is an honest one. */
+    uint64_t old_ns = atomic_load_explicit(&pace->ns, memory_order_relaxed);
+    uint64_t old_bytes = atomic_load_explicit(&pace->bytes, memory_order_relaxed);
+    atomic_store_explicit(&pace->ns, old_ns ? old_ns - old_ns / 8 + ns / 8 : ns, memory_order_relaxed);
+    atomic_store_explicit(&pace->bytes, old_ns ? old_bytes - old_bytes / 8 + bytes / 8 : bytes, memory_order_relaxed);
+    if (device && !atomic_load_explicit(&pace->device, memory_order_relaxed))
+        atomic_store_explicit(&pace->device, 1, memory_order_relaxed);
+}
+
+int bw_pace_is_short(const bw_pace *pace, uint64_t bytes, uint64_t ns)
+{
+    uint64_t usual_ns = atomic_load_explicit(&pace->ns, memory_order_relaxed);
+    uint64_t usual_bytes = atomic_load_explicit(&pace->bytes, memory_order_relaxed);
+    if (!usual_ns || usual_ns >= ns || atomic_load_explicit(&pace->device, memory_order_relaxed))
+        return 0;
+    return bytes <= usual_bytes || (double)usual_ns * (double)bytes < (double)ns * (double)usual_bytes;
+}
+
 bw_status bw_model_bind_pictures(bw_model *m, const bw_preprocess *p, bw_error *err)
 {
     if (!p)

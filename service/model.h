@@ -30,6 +30,12 @@ typedef struct bw_model_ops {
     void (*close)(void *self);
 } bw_model_ops;
 
+/* How long runs take lately, and for how much input: good enough to know what is over in no time. */
+typedef struct bw_pace {
+    _Atomic uint64_t ns, bytes; /* smoothed; ns 0: not known yet */
+    atomic_int device;          /* runs go to a device: never taken for short, as a device can hang */
+} bw_pace;
+
 typedef struct bw_model {
     const bw_model_ops *ops;
     void *self;
@@ -40,6 +46,7 @@ typedef struct bw_model {
     int picture_input;               /* which input takes pictures */
     int picture_nhwc;                /* that input is [N, H, W, C]; else [N, C, H, W] */
     atomic_int refs;
+    bw_pace pace; /* of its runs */
 } bw_model;
 
 /* A model with one reference; *model is zeroed. NULL: out of memory. */
@@ -47,6 +54,10 @@ bw_model *bw_model_new(const bw_model_ops *ops, void *self);
 /* Finds which input takes pictures and in which layout. BW_CORRUPT: the pre-processing fits no input. */
 bw_status bw_model_bind_pictures(bw_model *m, const bw_preprocess *preprocess, bw_error *err);
 void bw_model_release(bw_model *m); /* NULL allowed */
+
+void bw_pace_note(bw_pace *pace, uint64_t ns, uint64_t bytes, int device);
+/* 1: a run over so many bytes will probably take less than `ns`, without waiting for anything. */
+int bw_pace_is_short(const bw_pace *pace, uint64_t bytes, uint64_t ns);
 
 /* "[-1,3,32,32]" into text; returns text. */
 const char *bw_io_shape_text(const int64_t *dims, int rank, char text[128]);

@@ -23,7 +23,7 @@ bw_scoring *bw_scoring_new(bw_scorer *scorer)
 
 static void free_inputs(bw_scoring *s)
 {
-    for (int i = 0; i < BW_MODEL_IO_MAX; i++)
+    for (int i = 0; s->inputs && i < s->model->input_count; i++)
         bw_array_free(&s->inputs[i]);
     free(s->pictures);
     s->pictures = NULL;
@@ -36,8 +36,9 @@ void bw_scoring_release(void *scoring)
     if (!s || atomic_fetch_sub(&s->refs, 1) != 1)
         return;
     free_inputs(s);
-    for (int i = 0; i < BW_MODEL_IO_MAX; i++)
+    for (int i = 0; s->inputs && i < s->model->output_count; i++)
         bw_array_free(&s->outputs[i]);
+    free(s->inputs);
     if (s->request_free)
         s->request_free(s->request);
     bw_model_release(s->model);
@@ -49,8 +50,19 @@ void bw_scoring_release(void *scoring)
 static void add_us(bw_meta *meta, size_t *count, const char *key, uint64_t ns)
 {
     meta[*count].key = key;
-    snprintf(meta[*count].value, sizeof meta[*count].value, "%" PRIu64, ns / 1000);
+    char digits[24], *p = digits + sizeof digits;
+    *--p = 0;
+    for (uint64_t us = ns / 1000, first = 1; us || first; us /= 10, first = 0)
+        *--p = (char)('0' + us % 10);
+    memcpy(meta[*count].value, p, (size_t)(digits + sizeof digits - p));
     ++*count;
+}
+
+/* What never takes part is not worth its bytes. */
+static void add_us_unless_0(bw_meta *meta, size_t *count, const char *key, uint64_t ns)
+{
+    if (ns >= 1000)
+        add_us(meta, count, key, ns);
 }
 
 /* Where the time went, as trailing metadata. Room for 9. */
@@ -61,14 +73,14 @@ static size_t timing_meta(const bw_scoring *s, bw_meta *meta)
     if (s->decoded_ns)
         add_us(meta, &n, "bw-decode-us", s->decoded_ns - received);
     if (s->started_ns) {
-        add_us(meta, &n, "bw-queue-us", s->started_ns - s->decoded_ns);
-        add_us(meta, &n, "bw-preprocess-us", s->preprocess_ns);
+        add_us_unless_0(meta, &n, "bw-queue-us", s->started_ns - s->decoded_ns);
+        add_us_unless_0(meta, &n, "bw-preprocess-us", s->preprocess_ns);
     }
     if (s->ran) {
-        add_us(meta, &n, "bw-cpu-before-us", s->timing.cpu_before);
-        add_us(meta, &n, "bw-device-queue-us", s->timing.device_queue);
-        add_us(meta, &n, "bw-device-us", s->timing.device_run);
-        add_us(meta, &n, "bw-cpu-after-us", s->timing.cpu_after);
+        add_us_unless_0(meta, &n, "bw-cpu-before-us", s->timing.cpu_before);
+        add_us_unless_0(meta, &n, "bw-device-queue-us", s->timing.device_queue);
+        add_us_unless_0(meta, &n, "bw-device-us", s->timing.device_run);
+        add_us_unless_0(meta, &n, "bw-cpu-after-us", s->timing.cpu_after);
     }
     add_us(meta, &n, "bw-total-us", now - received);
     return n;
@@ -94,14 +106,12 @@ void bw_scoring_fail(bw_scoring *s, const bw_error *err)
 
 static void succeed(bw_scoring *s)
 {
-    bw_writer *w = calloc(1, sizeof *w);
+    bw_writer w;
     size_t count = 0;
-    const bw_chunk *chunks = NULL;
     free_inputs(s);
-    if (w) {
-        s->encode(s, w);
-        chunks = bw_writer_finish(w, &count);
-    }
+    bw_writer_init(&w);
+    s->encode(s, &w);
+    const bw_chunk *chunks = bw_writer_finish(&w, &count);
     if (chunks) {
         bw_meta meta[10];
         size_t n = timing_meta(s, meta);
@@ -112,9 +122,7 @@ static void succeed(bw_scoring *s)
         bw_fail(&err, BW_NO_MEMORY, "out of memory for the reply: try again later");
         bw_scoring_fail(s, &err);
     }
-    if (w)
-        bw_writer_free(w);
-    free(w);
+    bw_writer_free(&w);
 }
 
 void bw_scoring_borrow_output(bw_scoring *s, int index, bw_writer *w)
@@ -157,7 +165,7 @@ bw_scoring *bw_scoring_begin(bw_scorer *scorer, bw_call *call)
     return s;
 }
 
-bw_status bw_scoring_choose(bw_scoring *s, const char *name, const char *version, bw_error *err)
+static bw_status find_model(bw_scoring *s, const char *name, const char *version, bw_error *err)
 {
     char route[200] = "";
     if (!name[0] && s->call && bw_call_metadata(s->call, "x-ms-aml-grpc-service-route", route, sizeof route)) {
@@ -168,6 +176,18 @@ bw_status bw_scoring_choose(bw_scoring *s, const char *name, const char *version
             return BW_OK;
     }
     return bw_repository_find(s->scorer->repository, name, version, &s->model, err);
+}
+
+bw_status bw_scoring_choose(bw_scoring *s, const char *name, const char *version, bw_error *err)
+{
+    bw_status status = find_model(s, name, version, err);
+    if (status)
+        return status;
+    s->inputs = calloc((size_t)(s->model->input_count + s->model->output_count), sizeof *s->inputs);
+    if (!s->inputs)
+        return bw_fail(err, BW_NO_MEMORY, "out of memory for the request: try again later");
+    s->outputs = s->inputs + s->model->input_count;
+    return BW_OK;
 }
 
 static bw_status find_input(bw_scoring *s, const char *name, int *index, bw_error *err)
@@ -358,13 +378,15 @@ static void work(bw_job *job)
         status = preprocess(s, &err);
     s->preprocess_ns = s->pictures ? bw_now_ns() - s->started_ns : 0;
     if (!status) {
-        uint64_t limit = s->started_ns + s->scorer->timeout_ns;
+        uint64_t limit = s->started_ns + s->scorer->timeout_ns, run_ns = bw_now_ns();
         bw_run_options options = {
             .deadline_ns = s->call->deadline_ns && s->call->deadline_ns < limit ? s->call->deadline_ns : limit,
             .timing = &s->timing,
         };
         status = s->model->ops->run(s->model->self, s->inputs, s->outputs, &options, &err);
         s->ran = !status;
+        bw_pace_note(&s->model->pace, bw_now_ns() - run_ns, s->input_bytes,
+                     s->timing.device_run || s->timing.device_queue);
         if (status == BW_DEVICE_LOST && s->scorer->model_lost && !s->model->ops->alive(s->model->self))
             s->scorer->model_lost(s->model, s->scorer->model_lost_user);
     }
@@ -385,6 +407,10 @@ static void on_cancel(bw_call *call)
     bw_scoring_fail(s, &err);
 }
 
+/* Waking a worker, and core's own threads from it, takes about this much processor time: a run that is shorter is done
+ * on the receiving thread. */
+#define SHORT_RUN_NS 50000u
+
 void bw_scoring_submit(bw_scoring *s)
 {
     bw_error err;
@@ -396,10 +422,14 @@ void bw_scoring_submit(bw_scoring *s)
     if (!s->keep_message)
         bw_call_drop_message(s->call);
     s->job.run = work;
-    s->job.bytes = s->keep_message ? s->call->message_size : 0;
     for (int i = 0; i < s->model->input_count; i++)
-        s->job.bytes += s->inputs[i].bytes;
+        s->input_bytes += s->inputs[i].bytes;
+    s->job.bytes = s->input_bytes + (s->keep_message ? s->call->message_size : 0);
     s->decoded_ns = bw_now_ns();
+    if (!s->pictures && bw_pace_is_short(&s->model->pace, s->input_bytes, SHORT_RUN_NS)) {
+        work(&s->job);
+        return;
+    }
     bw_call_watch_cancel(s->call, on_cancel);
     /* A worker may finish the scoring before submit returns: nothing of it is touched after success. */
     status = bw_scheduler_submit(s->scorer->scheduler, &s->job, &err);

@@ -38,9 +38,8 @@ struct bw_scoring {
     bw_scorer *scorer;
     bw_call *call;
     bw_model *model;
-    bw_array inputs[BW_MODEL_IO_MAX];
-    bw_array outputs[BW_MODEL_IO_MAX];
-    bw_cursor *pictures; /* in input model->picture_input; they lie in the call's message or in `request` */
+    bw_array *inputs, *outputs; /* as many as the model has, once it is chosen; one block */
+    bw_cursor *pictures;        /* in input model->picture_input; they lie in the call's message or in `request` */
     size_t picture_count;
     int keep_message; /* set by the decoder when pictures lie in the call's message */
 
@@ -49,6 +48,7 @@ struct bw_scoring {
     void (*request_free)(void *request);
     void (*encode)(bw_scoring *s, bw_writer *w);
 
+    size_t input_bytes;
     bw_timing timing;
     uint64_t decoded_ns, started_ns, preprocess_ns;
     int ran;

@@ -48,7 +48,7 @@ typedef struct bw_chunk {
     void *user;
 } bw_chunk;
 
-/* Trailing metadata: ASCII, key in lower case. Copied. */
+/* Trailing metadata: ASCII. The key is in lower case and static, the value is copied. */
 typedef struct bw_meta {
     const char *key;
     char value[40];
@@ -111,6 +111,7 @@ static inline void bw_call_watch_cancel(bw_call *call, void (*on_cancel)(bw_call
     call->ops->watch_cancel(call, on_cancel);
 }
 
+/* Only known of calls that are watched. */
 static inline int bw_call_cancelled(bw_call *call)
 {
     return call->ops->cancelled(call);

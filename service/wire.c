@@ -225,6 +225,13 @@ size_t bw_field_size(uint32_t number, size_t size)
     return bw_varint_size((uint64_t)number << 3) + bw_varint_size(size) + size;
 }
 
+void bw_writer_init(bw_writer *w)
+{
+    w->small = (bw_bytes){0};
+    w->count = 0;
+    w->failed = 0;
+}
+
 /* Room for `size` small bytes, joined with the part before if that is small too. */
 static uint8_t *writer_room(bw_writer *w, size_t size)
 {

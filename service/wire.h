@@ -86,6 +86,8 @@ typedef struct bw_writer {
     int failed;
 } bw_writer;
 
+/* Instead of zeroing it whole: it is large. */
+void bw_writer_init(bw_writer *w);
 void bw_writer_bytes(bw_writer *w, const void *bytes, size_t size);
 void bw_writer_tag(bw_writer *w, uint32_t number, bw_wire_type type);
 void bw_writer_varint(bw_writer *w, uint64_t value);

@@ -252,7 +252,8 @@ static void append_raw(bw_bytes *message, const bw_bench_input *in)
     size_t times = in->element == BW_ELEMENT_BYTES ? (size_t)in->dims[0] : 1;
     uint32_t length = (uint32_t)in->bytes;
     size_t head = in->element == BW_ELEMENT_BYTES ? sizeof length : 0;
-    bw_writer w = {0};
+    bw_writer w;
+    bw_writer_init(&w);
     bw_writer_head(&w, 7, times * (head + in->bytes));
     message->failed |= w.failed;
     bw_bytes_append(message, w.small.bytes, w.small.size);

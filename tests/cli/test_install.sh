@@ -12,7 +12,7 @@ root="$TMPDIR/root"
 make -s install DESTDIR="$root" PREFIX=/usr >"$TMPDIR/log" 2>&1
 check "make install" $?
 missing=
-for f in bin/blockwave bin/blockwave-quantize bin/blockwave-check bin/blockwave-serve lib/libblockwave.a \
+for f in bin/blockwave bin/blockwave-quantize bin/blockwave-check bin/blockwave-serve bin/blockwave-bench-client lib/libblockwave.a \
     lib/pkgconfig/blockwave.pc include/blockwave/host/session.h share/man/man1/blockwave.1; do
     [ -e "$root/usr/$f" ] || missing="$missing $f"
 done

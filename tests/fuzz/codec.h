@@ -26,7 +26,7 @@ static void serve_models(void)
 
 static void same_inputs(const bw_scoring *a, const bw_scoring *b)
 {
-    for (int i = 0; i < BW_MODEL_IO_MAX; i++) {
+    for (int i = 0; i < a->model->input_count; i++) {
         if (a->inputs[i].bytes != b->inputs[i].bytes ||
             (a->inputs[i].bytes && memcmp(a->inputs[i].data, b->inputs[i].data, a->inputs[i].bytes)))
             abort();

@@ -303,8 +303,9 @@ def timing_in_trailing_metadata():
     reply, call = client.kserve.ModelInfer.with_call(slow_request(16), timeout=30 * SLOW)
     times = {k: int(v) for k, v in trailing(call).items() if k.startswith("bw-")}
     parts = ("decode", "queue", "preprocess", "cpu-before", "device-queue", "device", "cpu-after")
-    assert set(times) == {f"bw-{p}-us" for p in (*parts, "total")}, times
-    assert sum(times[f"bw-{p}-us"] for p in parts) <= times["bw-total-us"] + 10, times
+    assert {f"bw-{p}-us" for p in ("decode", "device", "total")} <= set(times), times
+    assert set(times) <= {f"bw-{p}-us" for p in (*parts, "total")}, times
+    assert sum(times.get(f"bw-{p}-us", 0) for p in parts) <= times["bw-total-us"] + 10, times
     assert times["bw-device-us"] > 50, times
 
 

@@ -75,7 +75,7 @@ static bw_scoring *decode(decoder d, const void *bytes, size_t size, bw_error *e
 
 static void assert_same_inputs(const bw_scoring *a, const bw_scoring *b)
 {
-    for (int i = 0; i < BW_MODEL_IO_MAX; i++) {
+    for (int i = 0; i < a->model->input_count; i++) {
         assert_int_equal(a->inputs[i].bytes, b->inputs[i].bytes);
         if (a->inputs[i].bytes)
             assert_memory_equal(a->inputs[i].data, b->inputs[i].data, a->inputs[i].bytes);
