@@ -31,7 +31,8 @@ struct bw_executor {
     bw_tensor *out;
     bw_buffer *pool;
     int pool_count;
-    size_t pool_bytes, live_bytes, limit;
+    size_t pool_bytes, live_bytes, peak_bytes, limit;
+    unsigned char *unordered; /* per value: an observer takes its elements in any order; NULL: none */
 };
 
 /* --- buffers ------------------------------------------------------------------------------------------------------ */
@@ -94,8 +95,10 @@ bw_buffer *bw_buffer_get(bw_executor *owner, size_t size, bw_error *err)
         b->owner = owner;
     }
     b->references = 1;
-    if (owner)
+    if (owner) {
         owner->live_bytes += b->size;
+        owner->peak_bytes = owner->live_bytes > owner->peak_bytes ? owner->live_bytes : owner->peak_bytes;
+    }
     return b;
 }
 
@@ -316,6 +319,7 @@ void bw_executor_destroy(bw_executor *ex)
         bw_tensor_clear(&ex->tensors[i]);
     while (ex->pool)
         pool_drop(ex, &ex->pool);
+    free(ex->unordered);
     free(ex->steps);
     free(ex->tensors);
     free(ex->info);
@@ -327,6 +331,23 @@ void bw_executor_destroy(bw_executor *ex)
 void bw_executor_set_memory_limit(bw_executor *ex, size_t bytes)
 {
     ex->limit = bytes;
+}
+
+size_t bw_executor_peak_bytes(const bw_executor *ex)
+{
+    return ex->peak_bytes;
+}
+
+bw_status bw_executor_observe_unordered(bw_executor *ex, const unsigned char *values, bw_error *err)
+{
+    size_t count = (size_t)ex->g->value_count;
+    unsigned char *copy = malloc(count + 1);
+    if (!copy)
+        return bw_fail(err, BW_NO_MEMORY, "no memory for the executor of '%s'", ex->g->name);
+    memcpy(copy, values, count);
+    free(ex->unordered);
+    ex->unordered = copy;
+    return BW_OK;
 }
 
 /* Finds each value's last use, and refuses a graph whose order is wrong. */
@@ -517,6 +538,21 @@ static bw_status give_output(bw_executor *ex, int index, bw_array *out, bw_error
     return BW_OK;
 }
 
+/* What the observer sees of a value: a layout without padding as it lies, where that is asked for, else row-major. */
+static bw_status show(bw_executor *ex, int value, bw_array *seen, bw_error *err)
+{
+    bw_tensor *t = &ex->tensors[value];
+    if (t->layout && ex->unordered && ex->unordered[value] && t->array.bytes == plain_bytes(&t->array)) {
+        *seen = t->array;
+        seen->data = t->buffer->data;
+        seen->owned = 0;
+        return BW_OK;
+    }
+    bw_status status = make_plain(ex, t, err);
+    *seen = t->array;
+    return status;
+}
+
 bw_status bw_executor_run(bw_executor *ex, const bw_array *inputs, bw_array *outputs,
                           int (*observe)(int value, const bw_array *array, void *user), void *user, bw_error *err)
 {
@@ -530,8 +566,9 @@ bw_status bw_executor_run(bw_executor *ex, const bw_array *inputs, bw_array *out
             int v = n->outputs[k];
             if (v < 0)
                 continue;
-            status = make_plain(ex, &ex->tensors[v], &local);
-            if (!status && observe(v, &ex->tensors[v].array, user))
+            bw_array seen;
+            status = show(ex, v, &seen, &local);
+            if (!status && observe(v, &seen, user))
                 status = bw_fail(&local, BW_CANCELLED, "the observer ended the run at value '%s'", g->values[v].name);
         }
         for (int k = 0; k < ex->steps[i].release_count && !status; k++)

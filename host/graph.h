@@ -165,6 +165,14 @@ bw_status bw_executor_create(const bw_graph *g, bw_executor **ex, bw_error *err)
 void bw_executor_destroy(bw_executor *ex);
 /* Bytes that the values of one run may hold at a time (default 64 GiB); more ends the run with BW_EXHAUSTED. */
 void bw_executor_set_memory_limit(bw_executor *ex, size_t bytes);
+/* Bytes that the values of one run have held at a time, at most, since the executor was made. */
+size_t bw_executor_peak_bytes(const bw_executor *ex);
+/*
+ * Values of which an observer wants each element once but in no certain order (for ranges and sums): per value of the
+ * graph, non-zero. These are shown as they lie in memory, which spares two reorders per convolution. Copied. The
+ * shape shown stays the value's own. BW_NO_MEMORY.
+ */
+bw_status bw_executor_observe_unordered(bw_executor *ex, const unsigned char *values, bw_error *err);
 /*
  * inputs: one array per graph input, in order; outputs: one zeroed bw_array per graph output, filled with owned
  * data that the caller frees. BW_INVALID_ARGUMENT: rank, shape or dtype of an input (names it). Peak memory is

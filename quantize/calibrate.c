@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "host/cli.h"
+#include "quantize/range.h"
 #include "quantize/runner.h"
 
 #define BATCH 16
@@ -87,22 +88,16 @@ static void compare(struct session *s, int value, const bw_array *want, const bw
     }
 }
 
-/* Sees every value of the float network. */
+/* Sees every value of the float network; in row-major order those that `quantized` has too. */
 static int observe_float(int value, const bw_array *a, void *user)
 {
     struct session *s = user;
     if (a->dtype != BW_F32)
         return bw_cli_interrupted();
     struct tensor_stats *t = &s->stats[value];
-    const float *x = a->data;
-    int64_t n = bw_array_count(a);
-    double lo = INFINITY, hi = -INFINITY, sum = 0;
-    for (int64_t i = 0; i < n; i++) {
-        lo = (double)x[i] < lo ? (double)x[i] : lo;
-        hi = (double)x[i] > hi ? (double)x[i] : hi;
-        sum += (double)x[i] * 0;
-    }
-    if (sum != 0) { /* NaN: some element is no number */
+    bw_range r = bw_range_of(a->data, bw_array_count(a));
+    double lo = (double)r.min, hi = (double)r.max;
+    if (!r.finite) {
         s->failed = bw_fail(s->err, BW_NOT_FINITE,
                             "value '%s' of the float network is NaN or infinite on the calibration samples: check the "
                             "pre-processing",
@@ -176,6 +171,19 @@ static json_t *report(const struct session *s, const bw_compiled *c, int64_t sam
     return q;
 }
 
+/* Only what is compared element by element must come row by row. */
+static bw_status take_unordered(const bw_graph *g, const bw_compiled *c, bw_executor *ex, bw_error *err)
+{
+    unsigned char *any = malloc((size_t)g->value_count + 1);
+    if (!any)
+        return bw_fail(err, BW_NO_MEMORY, "out of memory while calibrating");
+    for (int v = 0; v < g->value_count; v++)
+        any[v] = !is_border(c, g->values[v].name);
+    bw_status s = bw_executor_observe_unordered(ex, any, err);
+    free(any);
+    return s;
+}
+
 static bw_status run_batch(struct session *s, bw_runner *runner, bw_executor *ex, const bw_array *batch)
 {
     bw_array *out = calloc((size_t)s->g->output_count + 1, sizeof *out);
@@ -221,6 +229,8 @@ bw_status bw_calibrate(const bw_graph *g, const bw_compiled *c, const bw_calibra
         s.stats && s.quantized && labels ? BW_OK : bw_fail(err, BW_NO_MEMORY, "out of memory while calibrating");
     if (!status && !(status = bw_runner_create(g, c, &runner, err)))
         status = bw_executor_create(g, &ex, err);
+    if (!status)
+        status = take_unordered(g, c, ex, err);
     bw_progress p;
     bw_progress_begin(&p, "calibrating", (uint64_t)count, o->quiet);
     s.labels = bw_dataset_has_labels(o->data) ? labels : NULL;

@@ -7,6 +7,7 @@
 
 #include "host/ops/dnnl.h"
 #include "host/ops/op.h"
+#include "host/ops/parallel.h"
 
 typedef enum binary {
     B_ADD,
@@ -345,6 +346,21 @@ static bw_status alloc_over(bw_op_run *r, int inputs)
     return bw_run_alloc(r, 0);
 }
 
+struct layout_row {
+    row_function row;
+    binary op;
+    size_t size; /* of an element */
+    const char *a, *b;
+    char *y;
+};
+
+static void run_layout_row(int64_t from, int64_t to, void *user)
+{
+    const struct layout_row *s = user;
+    size_t at = (size_t)from * s->size;
+    s->row(s->op, to - from, s->a + at, 1, s->b + at, 1, s->y + at);
+}
+
 static bw_status run_binary(bw_op_run *r)
 {
     binary op = which(r->node);
@@ -354,8 +370,9 @@ static bw_status run_binary(bw_op_run *r)
         status = bw_run_alloc_like(r, 0, r->last_use && r->last_use[0] ? 0 : 1);
         if (status)
             return status;
-        int64_t n = (int64_t)(y->array.bytes / bw_dtype_size(y->array.dtype));
-        row_of(y->array.dtype)(op, n, bw_tensor_bytes(r->in[0]), 1, bw_tensor_bytes(r->in[1]), 1, bw_tensor_bytes(y));
+        struct layout_row row = {row_of(y->array.dtype), op,  bw_dtype_size(y->array.dtype), bw_tensor_bytes(r->in[0]),
+                                 bw_tensor_bytes(r->in[1]), bw_tensor_bytes(y)};
+        bw_parallel((int64_t)(y->array.bytes / row.size), 32768, run_layout_row, &row);
         return BW_OK;
     }
     if ((status = make_inputs_plain(r)) || (status = alloc_over(r, r->in_count)))
