@@ -178,6 +178,14 @@ void bw_file_unmap(const void *bytes, size_t size)
         munmap((void *)(uintptr_t)bytes, size);
 }
 
+void bw_file_release_pages(const void *bytes, size_t size)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)bytes, to = (from + size) / page * page;
+    from = (from + page - 1) / page * page;
+    if (bytes && from < to)
+        (void)madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
 bw_status bw_file_read(const char *path, size_t limit, void **bytes, size_t *size, bw_error *err)
 {
     if (!path || !bytes || !size)

@@ -29,6 +29,8 @@ bw_status bw_fail_errno(bw_error *err, const char *verb, const char *path, int c
 /* Maps a whole file read-only. An empty file gives bytes = NULL, size = 0. BW_NOT_FOUND, BW_PERMISSION, BW_IO. */
 bw_status bw_file_map(const char *path, const void **bytes, size_t *size, bw_error *err);
 void bw_file_unmap(const void *bytes, size_t size);
+/* Bytes of such a mapping that have been read leave this process's memory; reading them again brings them back. */
+void bw_file_release_pages(const void *bytes, size_t size);
 /* Reads a whole file of at most `limit` bytes into malloc'ed memory, with a terminating 0 after the end. */
 bw_status bw_file_read(const char *path, size_t limit, void **bytes, size_t *size, bw_error *err);
 

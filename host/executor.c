@@ -13,6 +13,7 @@
 
 #define DEFAULT_LIMIT ((size_t)64 << 30)
 #define POOL_MAX      64
+#define POOL_WASTE    4 /* unused memory kept for later: this part of the largest need */
 
 typedef struct step {
     const bw_op *op;
@@ -32,6 +33,7 @@ struct bw_executor {
     bw_buffer *pool;
     int pool_count;
     size_t pool_bytes, live_bytes, peak_bytes, limit;
+    bw_graph *taken_from;     /* the graph, if its weights may be taken; NULL: it keeps them */
     unsigned char *unordered; /* per value: an observer takes its elements in any order; NULL: none */
 };
 
@@ -45,6 +47,15 @@ static void pool_drop(bw_executor *ex, bw_buffer **link)
     ex->pool_bytes -= b->size;
     free(b->data);
     free(b);
+}
+
+/* The one unused for longest. */
+static bw_buffer **pool_last(bw_executor *ex)
+{
+    bw_buffer **at = &ex->pool;
+    while ((*at)->next)
+        at = &(*at)->next;
+    return at;
 }
 
 /* The smallest pooled buffer that holds `size` without wasting more than it. */
@@ -79,9 +90,11 @@ bw_buffer *bw_buffer_get(bw_executor *owner, size_t size, bw_error *err)
             return NULL;
         }
         b = pool_take(owner, size);
-        /* What did not fit makes room, so that live and pooled memory together stay within the limit. */
-        while (!b && owner->pool && (owner->pool_bytes + owner->live_bytes > owner->limit - size))
-            pool_drop(owner, &owner->pool);
+        /* What did not fit makes room, so that live and pooled memory together stay near what a run has ever needed. */
+        size_t most = owner->peak_bytes + owner->peak_bytes / POOL_WASTE;
+        most = most < owner->limit ? most : owner->limit;
+        while (!b && owner->pool && owner->pool_bytes + owner->live_bytes + size > most)
+            pool_drop(owner, pool_last(owner));
     }
     if (!b) {
         void *data = NULL;
@@ -117,12 +130,8 @@ void bw_buffer_put(bw_buffer *b)
     ex->pool = b;
     ex->pool_count++;
     ex->pool_bytes += b->size;
-    if (ex->pool_count > POOL_MAX) { /* the one unused for longest */
-        bw_buffer **at = &ex->pool;
-        while ((*at)->next)
-            at = &(*at)->next;
-        pool_drop(ex, at);
-    }
+    if (ex->pool_count > POOL_MAX)
+        pool_drop(ex, pool_last(ex));
 }
 
 void bw_tensor_clear(bw_tensor *t)
@@ -228,6 +237,18 @@ static bw_status make_plain(bw_executor *ex, bw_tensor *t, bw_error *err)
     return BW_OK;
 }
 
+void bw_run_release_constant(bw_op_run *r, int index)
+{
+    bw_graph *g = r->executor ? r->executor->taken_from : NULL;
+    int v = r->node->inputs[index];
+    if (!g || bw_graph_use_count(g, v) != 1 || !g->values[v].constant->owned)
+        return;
+    free(g->values[v].constant->data);
+    g->values[v].constant->data = NULL;
+    g->values[v].constant->owned = 0;
+    r->in[index]->array.data = NULL;
+}
+
 bw_status bw_run_make_plain(bw_op_run *r, int input)
 {
     return make_plain(r->executor, r->in[input], r->err);
@@ -331,6 +352,11 @@ void bw_executor_destroy(bw_executor *ex)
 void bw_executor_set_memory_limit(bw_executor *ex, size_t bytes)
 {
     ex->limit = bytes;
+}
+
+void bw_executor_take_weights(bw_executor *ex, bw_graph *g)
+{
+    ex->taken_from = g == ex->g ? g : NULL;
 }
 
 size_t bw_executor_peak_bytes(const bw_executor *ex)

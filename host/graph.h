@@ -168,6 +168,12 @@ void bw_executor_set_memory_limit(bw_executor *ex, size_t bytes);
 /* Bytes that the values of one run have held at a time, at most, since the executor was made. */
 size_t bw_executor_peak_bytes(const bw_executor *ex);
 /*
+ * Lets the executor take what it keeps in an order of its own (weights of convolutions and matrix products) out of `g`,
+ * the graph that it was made for, so that these weights exist once. From the first run on, such constants of the graph
+ * have no data: it is good for runs of this executor, for its names and shapes, and to be freed.
+ */
+void bw_executor_take_weights(bw_executor *ex, bw_graph *g);
+/*
  * Values of which an observer wants each element once but in no certain order (for ranges and sums): per value of the
  * graph, non-zero. These are shown as they lie in memory, which spares two reorders per convolution. Copied. The
  * shape shown stays the value's own. BW_NO_MEMORY.

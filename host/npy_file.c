@@ -10,6 +10,8 @@
 #include "host/npy.h"
 #include "host/npy_zip.h"
 
+#define RELEASE_MIN 65536
+
 typedef struct array {
     bw_npy_header header;
     int parsed;
@@ -270,5 +272,7 @@ bw_status bw_npy_read(bw_npy_file *f, int index, uint64_t first, size_t n, void 
         return bw_fail(err, BW_OUT_OF_RANGE, "%s: elements %" PRIu64 " to %" PRIu64 " of %" PRIu64, f->path, first,
                        first + n, h.count);
     status = read_bytes(f, index, h.offset + first * (uint64_t)h.item, out, n * (size_t)h.item, err);
+    if (f->mapped && n * (size_t)h.item >= RELEASE_MIN) /* a long data set goes by without staying */
+        bw_file_release_pages(f->bytes, f->size);
     return status ? fail_array(f, index, status, err) : BW_OK;
 }

@@ -11,7 +11,8 @@
 #include "quantize/range.h"
 #include "quantize/runner.h"
 
-#define BATCH 16
+#define BATCH_MAX    16
+#define BATCH_FLOATS (2 << 20) /* of the largest value of a batch: memory stays bounded, and near the caches */
 
 struct tensor_stats {
     double min, max;         /* of the float network */
@@ -207,15 +208,29 @@ static bw_status run_batch(struct session *s, bw_runner *runner, bw_executor *ex
     return status;
 }
 
-bw_status bw_calibrate(const bw_graph *g, const bw_compiled *c, const bw_calibration *o, json_t **quality,
-                       bw_error *err)
+/* Samples of a batch; a network of a fixed batch has no choice. Results do not depend on it. */
+static int64_t batch_of(const bw_graph *g)
+{
+    int64_t largest = 1, fixed = g->values[g->inputs[0]].dims[0];
+    for (int v = 0; v < g->value_count; v++) {
+        const bw_value *x = &g->values[v];
+        int64_t n = 1;
+        for (int d = 1; d < x->rank && n < BATCH_FLOATS && !x->constant; d++)
+            n *= x->dims[d] > 0 ? x->dims[d] : 1;
+        largest = n > largest ? n : largest;
+    }
+    int64_t step = BATCH_FLOATS / largest;
+    return fixed > 0 ? fixed : step < 1 ? 1 : step > BATCH_MAX ? BATCH_MAX : step;
+}
+
+bw_status bw_calibrate(bw_graph *g, const bw_compiled *c, const bw_calibration *o, json_t **quality, bw_error *err)
 {
     if (g->input_count != 1 || g->values[g->inputs[0]].dtype != BW_F32)
         return bw_fail(err, BW_UNSUPPORTED, "network '%s' has %d inputs: calibration needs exactly one of fp32",
                        g->name, g->input_count);
     int64_t count = bw_dataset_count(o->data), fixed = g->values[g->inputs[0]].dims[0];
     count = o->count > 0 && o->count < count ? o->count : count;
-    int64_t step = fixed > 0 ? fixed : BATCH;
+    int64_t step = batch_of(g);
     if (count < 1 || (fixed > 1 && (count -= count % fixed) < 1))
         return bw_fail(err, BW_INVALID_ARGUMENT, "%s: not enough samples to calibrate with", o->data_name);
     struct session s = {.g = g,
@@ -229,8 +244,8 @@ bw_status bw_calibrate(const bw_graph *g, const bw_compiled *c, const bw_calibra
         s.stats && s.quantized && labels ? BW_OK : bw_fail(err, BW_NO_MEMORY, "out of memory while calibrating");
     if (!status && !(status = bw_runner_create(g, c, &runner, err)))
         status = bw_executor_create(g, &ex, err);
-    if (!status)
-        status = take_unordered(g, c, ex, err);
+    if (!status && !(status = take_unordered(g, c, ex, err)))
+        bw_executor_take_weights(ex, g);
     bw_progress p;
     bw_progress_begin(&p, "calibrating", (uint64_t)count, o->quiet);
     s.labels = bw_dataset_has_labels(o->data) ? labels : NULL;

@@ -20,11 +20,12 @@ typedef struct bw_calibration {
 } bw_calibration;
 
 /*
- * Fills *quality with the figures of docs/package.md ("quality"). The caller releases it.
- * BW_UNSUPPORTED: the network has not exactly one fp32 input. BW_INVALID_ARGUMENT: no samples. BW_CANCELLED: the user
- * interrupted. BW_NOT_FINITE: the float network itself gives NaN or infinity (names the value).
+ * Fills *quality with the figures of docs/package.md ("quality"). The caller releases it. The graph gives its weights
+ * to the run (bw_executor_take_weights): afterwards it is good for its names and shapes. BW_UNSUPPORTED: the network
+ * has not exactly one fp32 input. BW_INVALID_ARGUMENT: no samples. BW_CANCELLED: the user interrupted. BW_NOT_FINITE:
+ * the float network itself gives NaN or infinity (names the value).
  */
-bw_status bw_calibrate(const bw_graph *g, const bw_compiled *c, const bw_calibration *options, json_t **quality,
+bw_status bw_calibrate(bw_graph *g, const bw_compiled *c, const bw_calibration *options, json_t **quality,
                        bw_error *err);
 
 /*

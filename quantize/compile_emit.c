@@ -118,6 +118,21 @@ static bw_status put_weights(struct emitter *e, const bw_ir_op *op, bw_instructi
                                     : bw_pack_dwconv(e->ir, op, &e->blob, ins, lost, e->err);
 }
 
+/* At least what the operation will put into the blob. */
+static size_t constant_bytes(const bw_ir *ir, const bw_ir_op *op)
+{
+    if (op->dead)
+        return 0;
+    if (op->opcode == BW_OP_CONV || op->opcode == BW_OP_DWCONV)
+        return bw_pack_bytes(ir, op);
+    size_t bytes = BW_WEIGHT_ALIGN;
+    if (op->opcode == BW_OP_AVGPOOL)
+        bytes += ((size_t)(op->geo.kernel[0] * op->geo.kernel[1]) + 1) * sizeof(float);
+    else if (op->map)
+        bytes += (size_t)(ir->values[op->out].physical + ir->values[op->out].c) * sizeof *op->map;
+    return bytes;
+}
+
 static bw_status emit_op(struct emitter *e, const bw_ir_op *op)
 {
     bw_ir *ir = e->ir;
@@ -322,6 +337,11 @@ bw_status bw_emit(bw_ir *ir, bw_stage *stage, bw_error *err)
     stage->weights = calloc((size_t)ir->op_count + 1, sizeof *stage->weights);
     bw_status s =
         e.encoded && stage->weights ? BW_OK : bw_fail(err, BW_NO_MEMORY, "out of memory while emitting a program");
+    size_t room = 0;
+    for (int i = 0; i < ir->op_count; i++)
+        room += constant_bytes(ir, &ir->ops[i]);
+    if (!s)
+        s = bw_blob_room(&e.blob, room, err);
     for (int i = 0; i < ir->op_count && !s; i++)
         if (!ir->ops[i].dead)
             s = emit_op(&e, &ir->ops[i]);

@@ -259,15 +259,23 @@ static bw_status import_graph(bw_importer *im, BwOnnx__ModelProto *m, bw_error *
     return bw_normalise_batch(im->g, err);
 }
 
-static bw_status import_model(bw_importer *im, const void *bytes, size_t size, bw_graph **g, bw_import_info *info,
-                              bw_error *err)
+/* mapped: the bytes are a file mapping, of which only what is being read need be in memory. */
+static bw_status import_model(bw_importer *im, const void *bytes, size_t size, int mapped, bw_graph **g,
+                              bw_import_info *info, bw_error *err)
 {
     *g = NULL;
     if (!size)
         return bw_fail(err, BW_CORRUPT, "the file is empty, expected an ONNX model");
+    char sha256[sizeof info->sha256] = "";
+    if (info)
+        bw_sha256_hex(bytes, size, sha256);
+    if (mapped)
+        bw_file_release_pages(bytes, size);
     bw_proto_allocator allocator;
-    bw_proto_allocator_init(&allocator, size);
+    bw_proto_allocator_init(&allocator, mapped ? bytes : NULL, size);
     BwOnnx__ModelProto *m = bw_onnx__model_proto__unpack(&allocator.base, size, bytes);
+    if (mapped)
+        bw_file_release_pages(bytes, size);
     if (!m && allocator.exhausted)
         return bw_fail(err, BW_CORRUPT, "the model asks for far more memory than its %zu bytes can hold", size);
     if (!m)
@@ -279,7 +287,7 @@ static bw_status import_model(bw_importer *im, const void *bytes, size_t size, b
         memset(info, 0, sizeof *info);
         snprintf(info->producer, sizeof info->producer, "%s%s%s", m->producer_name, m->producer_version[0] ? " " : "",
                  m->producer_version);
-        bw_sha256_hex(bytes, size, info->sha256);
+        memcpy(info->sha256, sha256, sizeof sha256);
     }
     bw_status st = BW_OK;
     if (im->binding_count && !(im->binding_used = calloc(im->binding_count, 1)))
@@ -311,7 +319,7 @@ bw_status bw_onnx_import(const char *path, const bw_binding *bindings, size_t bi
         return st;
     bw_importer im = {
         .path = path, .limit = BW_IMPORT_CONSTANT_BYTES, .bindings = bindings, .binding_count = binding_count};
-    st = import_model(&im, bytes, size, g, info, err);
+    st = import_model(&im, bytes, size, 1, g, info, err);
     bw_file_unmap(bytes, size);
     return st ? bw_fail_context(err, st, "%s", path) : BW_OK;
 }
@@ -326,5 +334,5 @@ bw_status bw_onnx_import_bounded(const void *bytes, size_t size, const bw_bindin
                                  uint64_t limit, bw_graph **g, bw_import_info *info, bw_error *err)
 {
     bw_importer im = {.limit = limit, .bindings = bindings, .binding_count = binding_count};
-    return import_model(&im, bytes, size, g, info, err);
+    return import_model(&im, bytes, size, 0, g, info, err);
 }

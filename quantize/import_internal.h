@@ -71,8 +71,11 @@ typedef struct bw_proto_allocator {
     ProtobufCAllocator base;
     uint64_t left;
     int exhausted;
+    const void *mapping; /* the message, when it lies in a file mapping: what the parser has copied leaves memory */
+    size_t mapped, copied, dropped;
 } bw_proto_allocator;
-void bw_proto_allocator_init(bw_proto_allocator *a, size_t message_size);
+/* mapping: the message's bytes if bw_file_map gave them, else NULL. */
+void bw_proto_allocator_init(bw_proto_allocator *a, const void *mapping, size_t message_size);
 
 /* A tensor as an owned array: conversions of docs/import.md, checks of size and finiteness. Takes the data out of *t
  * where it can. `what` names it in errors ("initialiser 'w'"). */

@@ -14,6 +14,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "raw_data is little-en
 /* --- allocator of the parser ------------------------------------------------------------------------------------ */
 
 #define BIG_BLOCK 4096u
+#define DROP_STEP (4u << 20)
 
 static void *proto_alloc(void *user, size_t size)
 {
@@ -25,6 +26,14 @@ static void *proto_alloc(void *user, size_t size)
     a->left -= size;
     if (size < BIG_BLOCK)
         return malloc(size ? size : 1);
+    /* Big blocks are copies of what lies in the file, in its order: so much, at least, has been read. Were it less, it
+     * would only be read again. */
+    if (a->mapping && a->copied - a->dropped >= DROP_STEP) {
+        size_t done = a->copied < a->mapped ? a->copied : a->mapped;
+        bw_file_release_pages((const char *)a->mapping + a->dropped, done - a->dropped);
+        a->dropped = done;
+    }
+    a->copied += size;
     return aligned_alloc(64, (size + 63) / 64 * 64);
 }
 
@@ -34,13 +43,13 @@ static void proto_free(void *user, void *p)
     free(p);
 }
 
-void bw_proto_allocator_init(bw_proto_allocator *a, size_t message_size)
+void bw_proto_allocator_init(bw_proto_allocator *a, const void *mapping, size_t message_size)
 {
+    *a = (bw_proto_allocator){.mapping = mapping, .mapped = mapping ? message_size : 0};
     a->base = (ProtobufCAllocator){.alloc = proto_alloc, .free = proto_free, .allocator_data = a};
     /* Packed varints grow eightfold, empty messages more: a hostile file may not ask for more than this. */
     a->left = UINT64_C(256) << 20;
     a->left += (uint64_t)message_size * 12;
-    a->exhausted = 0;
 }
 
 /* --- element types ---------------------------------------------------------------------------------------------- */
@@ -404,7 +413,9 @@ static bw_status fill(bw_importer *im, BwOnnx__TensorProto *t, const char *what,
                                (long long)i, bw_dtype_name(dtype));
         }
     }
-    if (t->data_location != 1 && t->raw_data.len >= BIG_BLOCK) { /* two copies of the weights are one too many */
+    if (t->data_location == 1) /* two copies of the weights are one too many */
+        bw_file_release_pages(source, (size_t)n * row->bytes);
+    if (t->data_location != 1 && t->raw_data.len >= BIG_BLOCK) {
         free(t->raw_data.data);
         t->raw_data.data = NULL;
         t->raw_data.len = 0;

@@ -180,6 +180,11 @@ typedef struct bw_blob { /* a growing constants region */
 /* Zeroed room of `size` bytes at a multiple of 64. */
 bw_status bw_blob_reserve(bw_blob *b, size_t size, uint64_t *offset, bw_error *err);
 
+/* Makes room for `size` bytes at once: growing step by step holds two regions at a time. */
+bw_status bw_blob_room(bw_blob *b, size_t size, bw_error *err);
+/* Bytes that bw_pack_conv or bw_pack_dwconv will reserve for an operation with weights, alignment included. */
+size_t bw_pack_bytes(const bw_ir *ir, const bw_ir_op *op);
+
 /* Packs the weights of a CONV / DWCONV into the blob and fills the instruction's constant fields and *lost's sums. */
 bw_status bw_pack_conv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_instruction *ins, bw_weight_error *lost,
                        bw_error *err);

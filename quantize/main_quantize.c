@@ -2,6 +2,7 @@
 /* blockwave-quantize: an ONNX network to a package. */
 #include <errno.h>
 #include <getopt.h>
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -554,6 +555,8 @@ int main(int argc, char **argv)
     int code = parse_arguments(argc, argv, &j.a);
     if (code >= 0)
         return code;
+    /* Weights and batches go back to the system when they are freed: the largest moment decides, not their sum. */
+    mallopt(M_MMAP_THRESHOLD, 256 << 10);
     bw_cli_catch_interrupts();
     bw_error err;
     code = BW_EXIT_OK;

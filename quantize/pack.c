@@ -1,14 +1,32 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Packing: float weights to the codes, exponents and biases of kernels/isa.h, in the device's order. */
 #include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "hal/base.h"
+#include "host/ops/parallel.h"
 #include "quantize/lower.h"
 
 #define TILE      BW_OUTPUT_TILE
 #define BLOCK_MAX 128
+#define CODE_MAX  2 /* bytes of a device code */
+
+bw_status bw_blob_room(bw_blob *b, size_t size, bw_error *err)
+{
+    if (size <= b->capacity)
+        return BW_OK;
+    uint8_t *more = bw_aligned_zalloc(size);
+    if (!more)
+        return bw_fail(err, BW_NO_MEMORY, "out of memory for %zu bytes of constants", size);
+    if (b->size)
+        memcpy(more, b->bytes, b->size);
+    free(b->bytes);
+    b->bytes = more;
+    b->capacity = size;
+    return BW_OK;
+}
 
 bw_status bw_blob_reserve(bw_blob *b, size_t size, uint64_t *offset, bw_error *err)
 {
@@ -17,15 +35,9 @@ bw_status bw_blob_reserve(bw_blob *b, size_t size, uint64_t *offset, bw_error *e
     if (end < start)
         return bw_fail(err, BW_NO_MEMORY, "constants of more than %zu bytes", b->size);
     if (end > b->capacity) {
-        size_t capacity = end > b->capacity * 2 ? end : b->capacity * 2;
-        uint8_t *more = bw_aligned_zalloc(capacity);
-        if (!more)
-            return bw_fail(err, BW_NO_MEMORY, "out of memory for %zu bytes of constants", capacity);
-        if (b->size)
-            memcpy(more, b->bytes, b->size);
-        free(b->bytes);
-        b->bytes = more;
-        b->capacity = capacity;
+        bw_status s = bw_blob_room(b, end > b->capacity * 2 ? end : b->capacity * 2, err);
+        if (s)
+            return s;
     }
     b->size = end;
     *offset = start;
@@ -132,7 +144,7 @@ static void encode_weights(const bw_format_traits *t, bw_scale_rule rule, const 
         int at = own + around[i];
         if (at < t->exp_min || at > t->exp_max)
             continue;
-        uint8_t other[BLOCK_MAX * 2];
+        _Alignas(16) uint8_t other[BLOCK_MAX * CODE_MAX];
         bw_encode_block_at(t, BW_ROUND_EVEN, x, n, at, other);
         bw_decode_block(t, other, at, n, y);
         double e2 = squared_error(x, y, n);
@@ -147,68 +159,147 @@ static void encode_weights(const bw_format_traits *t, bw_scale_rule rule, const 
         lost->signal += (double)x[i] * (double)x[i];
 }
 
+/* The packing of one CONV. Tiles are independent of each other: threads take them, and what they leave behind is added
+ * up in the order of the tiles. */
+struct packing {
+    const bw_ir *ir;
+    const bw_ir_op *op;
+    const bw_ir_value *in;
+    const bw_format_traits *t;
+    struct reduction q;
+    size_t block, outputs; /* outputs of a group */
+    size_t tiles, all_tiles, reductions, packed;
+    uint8_t *weights;
+    int8_t *exps;
+    float *bias;           /* NULL: none */
+    bw_weight_error *lost; /* per tile */
+    pthread_mutex_t lock;
+    size_t bad_tile; /* the first that failed, under the lock; all_tiles: none */
+    bw_error bad;
+};
+
+static void describe_packing(struct packing *p, const bw_ir *ir, const bw_ir_op *op)
+{
+    *p = (struct packing){.ir = ir, .op = op, .in = &ir->values[op->in], .t = bw_format_get(ir->recipe->weights)};
+    p->q = (struct reduction){op->geo.kernel[0], op->geo.kernel[1], 0, ir->recipe->block};
+    p->q.blocks = (p->in->physical / op->groups + p->q.block - 1) / p->q.block;
+    p->block = (size_t)p->q.block;
+    p->outputs = (size_t)(op->w.outputs / op->groups);
+    p->tiles = (p->outputs + TILE - 1) / TILE;
+    p->all_tiles = p->tiles * (size_t)op->groups;
+    p->reductions = (size_t)(p->q.taps_y * p->q.taps_x * p->q.blocks);
+    p->packed = bw_packed_size(p->t, TILE * p->block);
+    p->bad_tile = p->all_tiles;
+}
+
+/* One block of weights of output n, 16 of which make up a tile's row of `codes`. */
+static bw_status pack_block(const struct packing *p, int64_t n, size_t k, size_t r, uint8_t *codes, int8_t *e,
+                            bw_weight_error *lost, bw_error *err)
+{
+    float x[BLOCK_MAX], y[BLOCK_MAX];
+    _Alignas(16) uint8_t row[BLOCK_MAX * CODE_MAX];
+    size_t wide = p->t->device_bytes;
+    int64_t kb = (int64_t)k % p->q.blocks, tap = (int64_t)k / p->q.blocks;
+    if (n >= 0)
+        gather(p->op, p->in, &p->q, n, tap / p->q.taps_x, tap % p->q.taps_x, kb, x);
+    else
+        memset(x, 0, p->block * sizeof *x);
+    bw_status s = BW_OK;
+    for (size_t i = 0; i < p->block && !s; i++)
+        s = check_finite(&p->op->w, x[i], "a weight", n, err);
+    if (s || (s = check_range(&p->op->w, p->t, x, p->block, n, err)))
+        return s;
+    encode_weights(p->t, p->ir->recipe->scale_rule, x, p->block, row, e, y, lost);
+    for (size_t i = 0; i < p->block; i++)
+        memcpy(codes + (i / 4 * 4 * TILE + r * 4 + i % 4) * wide, row + i * wide, wide);
+    return BW_OK;
+}
+
+static bw_status pack_tile(const struct packing *p, size_t tile, bw_error *err)
+{
+    _Alignas(16) uint8_t codes[BLOCK_MAX * TILE * CODE_MAX];
+    uint8_t *to = p->weights + tile * p->reductions * p->packed;
+    int8_t *exps = p->exps + tile * p->reductions * TILE;
+    int64_t first = (int64_t)(tile / p->tiles * p->outputs + tile % p->tiles * TILE);
+    size_t rows = p->outputs - tile % p->tiles * TILE < TILE ? p->outputs - tile % p->tiles * TILE : TILE;
+    bw_status s = BW_OK;
+    for (size_t k = 0; k < p->reductions && !s; k++, to += p->packed, exps += TILE) {
+        for (size_t r = 0; r < TILE && !s; r++)
+            s = pack_block(p, r < rows ? first + (int64_t)r : -1, k, r, codes, &exps[r], &p->lost[tile], err);
+        bw_pack(p->t, codes, TILE * p->block, to);
+    }
+    for (size_t r = 0; p->bias && r < rows && !s; r++) {
+        float v = p->op->bias[first + (int64_t)r];
+        if (!(s = check_bias(&p->op->w, v, first + (int64_t)r, err)))
+            p->bias[tile * TILE + r] = device_bias(v);
+    }
+    return s;
+}
+
+static void pack_tiles(int64_t from, int64_t to, void *user)
+{
+    struct packing *p = user;
+    bw_error err;
+    for (int64_t tile = from; tile < to; tile++) {
+        if (!pack_tile(p, (size_t)tile, &err))
+            continue;
+        pthread_mutex_lock(&p->lock);
+        if ((size_t)tile < p->bad_tile) {
+            p->bad_tile = (size_t)tile;
+            p->bad = err;
+        }
+        pthread_mutex_unlock(&p->lock);
+        return;
+    }
+}
+
 bw_status bw_pack_conv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_instruction *ins, bw_weight_error *lost,
                        bw_error *err)
 {
-    const bw_format_traits *t = bw_format_get(ir->recipe->weights);
-    const bw_ir_value *in = &ir->values[op->in];
-    const bw_weights *w = &op->w;
-    struct reduction q = {op->geo.kernel[0], op->geo.kernel[1], 0, ir->recipe->block};
-    q.blocks = (in->physical / op->groups + q.block - 1) / q.block;
-    size_t block = (size_t)q.block, outputs = (size_t)(w->outputs / op->groups), tiles = (outputs + TILE - 1) / TILE;
-    size_t all_tiles = tiles * (size_t)op->groups, reductions = (size_t)(q.taps_y * q.taps_x * q.blocks);
-    size_t packed = bw_packed_size(t, TILE * block), wide = t->device_bytes;
+    struct packing p;
+    describe_packing(&p, ir, op);
     bw_status s;
     ins->weight_format = (uint8_t)ir->recipe->weights;
-    if ((s = bw_blob_reserve(blob, all_tiles * reductions * packed, &ins->weights, err)) ||
-        (s = bw_blob_reserve(blob, all_tiles * reductions * TILE, &ins->weight_exps, err)))
+    if ((s = bw_blob_reserve(blob, p.all_tiles * p.reductions * p.packed, &ins->weights, err)) ||
+        (s = bw_blob_reserve(blob, p.all_tiles * p.reductions * TILE, &ins->weight_exps, err)))
         return s;
     if (op->bias) {
         ins->flags |= BW_FLAG_BIAS;
-        if ((s = bw_blob_reserve(blob, all_tiles * TILE * sizeof(float), &ins->bias, err)))
+        if ((s = bw_blob_reserve(blob, p.all_tiles * TILE * sizeof(float), &ins->bias, err)))
             return s;
     }
-    float *x = malloc(2 * block * sizeof *x);
-    uint8_t *codes = malloc((block * TILE + block) * wide);
-    if (!x || !codes) {
-        free(x);
-        free(codes);
-        return bw_fail(err, BW_NO_MEMORY, "out of memory while packing '%s'", w->name);
+    if (!(p.lost = calloc(p.all_tiles + 1, sizeof *p.lost)))
+        return bw_fail(err, BW_NO_MEMORY, "out of memory while packing '%s'", op->w.name);
+    p.weights = blob->bytes + ins->weights;
+    p.exps = (int8_t *)blob->bytes + ins->weight_exps;
+    p.bias = op->bias ? (float *)(void *)(blob->bytes + ins->bias) : NULL;
+    pthread_mutex_init(&p.lock, NULL);
+    bw_parallel((int64_t)p.all_tiles, 1 + (int64_t)(32768 / (p.reductions * p.block * TILE)), pack_tiles, &p);
+    pthread_mutex_destroy(&p.lock);
+    for (size_t i = 0; i < p.all_tiles; i++) {
+        lost->signal += p.lost[i].signal;
+        lost->noise += p.lost[i].noise;
     }
-    uint8_t *row = codes + block * TILE * wide;
-    for (size_t tile = 0; tile < all_tiles && !s; tile++) {
-        int64_t first = (int64_t)(tile / tiles * outputs + tile % tiles * TILE);
-        size_t rows = outputs - tile % tiles * TILE < TILE ? outputs - tile % tiles * TILE : TILE;
-        uint8_t *to = blob->bytes + ins->weights + tile * reductions * packed;
-        int8_t *exps = (int8_t *)blob->bytes + ins->weight_exps + tile * reductions * TILE;
-        for (size_t k = 0; k < reductions && !s; k++, to += packed, exps += TILE) {
-            int64_t kb = (int64_t)k % q.blocks, tap = (int64_t)k / q.blocks;
-            memset(codes, 0, block * TILE * wide);
-            for (size_t r = 0; r < TILE && !s; r++) {
-                int64_t n = first + (int64_t)r;
-                if (r < rows)
-                    gather(op, in, &q, n, tap / q.taps_x, tap % q.taps_x, kb, x);
-                else
-                    memset(x, 0, block * sizeof *x);
-                for (size_t i = 0; i < block && !s; i++)
-                    s = check_finite(w, x[i], "a weight", n, err);
-                if (s || (s = check_range(w, t, x, block, n, err)))
-                    break;
-                encode_weights(t, ir->recipe->scale_rule, x, block, row, &exps[r], x + block, lost);
-                for (size_t i = 0; i < block; i++)
-                    memcpy(codes + (i / 4 * 4 * TILE + r * 4 + i % 4) * wide, row + i * wide, wide);
-            }
-            bw_pack(t, codes, TILE * block, to);
-        }
-        for (size_t r = 0; op->bias && r < rows && !s; r++) {
-            float v = op->bias[first + (int64_t)r];
-            if (!(s = check_bias(w, v, first + (int64_t)r, err)))
-                ((float *)(void *)(blob->bytes + ins->bias))[tile * TILE + r] = device_bias(v);
-        }
+    free(p.lost);
+    return p.bad_tile < p.all_tiles ? bw_fail(err, p.bad.status, "%s", p.bad.message) : BW_OK;
+}
+
+static size_t aligned(size_t size)
+{
+    return (size + BW_WEIGHT_ALIGN - 1) / BW_WEIGHT_ALIGN * BW_WEIGHT_ALIGN;
+}
+
+size_t bw_pack_bytes(const bw_ir *ir, const bw_ir_op *op)
+{
+    if (op->opcode == BW_OP_DWCONV) {
+        size_t padded = ((size_t)op->w.outputs + TILE - 1) / TILE * TILE;
+        size_t taps = (size_t)(op->geo.kernel[0] * op->geo.kernel[1]);
+        return aligned(taps * padded * sizeof(uint16_t)) + (op->bias ? aligned(padded * sizeof(float)) : 0);
     }
-    free(x);
-    free(codes);
-    return s;
+    struct packing p;
+    describe_packing(&p, ir, op);
+    return aligned(p.all_tiles * p.reductions * p.packed) + aligned(p.all_tiles * p.reductions * TILE) +
+           (op->bias ? aligned(p.all_tiles * TILE * sizeof(float)) : 0);
 }
 
 bw_status bw_pack_dwconv(const bw_ir *ir, const bw_ir_op *op, bw_blob *blob, bw_instruction *ins, bw_weight_error *lost,

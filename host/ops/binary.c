@@ -370,8 +370,9 @@ static bw_status run_binary(bw_op_run *r)
         status = bw_run_alloc_like(r, 0, r->last_use && r->last_use[0] ? 0 : 1);
         if (status)
             return status;
-        struct layout_row row = {row_of(y->array.dtype), op,  bw_dtype_size(y->array.dtype), bw_tensor_bytes(r->in[0]),
-                                 bw_tensor_bytes(r->in[1]), bw_tensor_bytes(y)};
+        struct layout_row row = {row_of(y->array.dtype),        op,
+                                 bw_dtype_size(y->array.dtype), bw_tensor_bytes(r->in[0]),
+                                 bw_tensor_bytes(r->in[1]),     bw_tensor_bytes(y)};
         bw_parallel((int64_t)(y->array.bytes / row.size), 32768, run_layout_row, &row);
         return BW_OK;
     }

@@ -235,32 +235,58 @@ static bw_status find_shape(const bw_op_run *r, int transposed, conv_shape **fou
     return make_shape(r, transposed, s);
 }
 
+/* Constant weights that another shape of this node keeps: the same buffer, or what it holds in another order. */
+static const conv_shape *find_kept(const conv_state *state, const conv_shape *s)
+{
+    const conv_shape *found = NULL;
+    for (int i = 0; i < SHAPES; i++) {
+        const conv_shape *other = &state->shapes[i];
+        if (!other->kept || memcmp(other->weight_dims, s->weight_dims, sizeof s->weight_dims))
+            continue;
+        found = other;
+        if (dnnl_memory_desc_equal(&other->weights, &s->weights))
+            break;
+    }
+    return found;
+}
+
 /* The weights in the layout wanted: the node's own bytes, the kept copy, or a fresh one (*temporary). */
 static bw_status get_weights(bw_op_run *r, conv_shape *s, void **bytes, bw_buffer **temporary)
 {
     *temporary = NULL;
     *bytes = r->in[1]->array.data;
-    if (dnnl_memory_desc_equal(&s->weights, &s->given_weights))
-        return BW_OK;
     if (s->kept) {
         *bytes = s->kept->data;
         return BW_OK;
     }
     int keep = r->in[1]->constant;
+    const conv_shape *other = keep ? find_kept(*r->state, s) : NULL;
+    const dnnl_memory_desc_t *from = other ? &other->weights : &s->given_weights;
+    if (other)
+        *bytes = other->kept->data;
+    if (dnnl_memory_desc_equal(&s->weights, from)) {
+        if (other) {
+            s->kept = other->kept;
+            s->kept->references++;
+        }
+        return BW_OK;
+    }
     /* What is kept outlives the run, so it does not count as one of its values. */
     bw_buffer *b = bw_buffer_get(keep ? NULL : r->executor, dnnl_memory_desc_get_size(&s->weights), r->err);
     if (!b)
         return BW_NO_MEMORY;
-    bw_status status = bw_dnnl_reorder(&s->given_weights, *bytes, &s->weights, b->data, r->err);
+    bw_status status = bw_dnnl_reorder(from, *bytes, &s->weights, b->data, r->err);
     if (status) {
         bw_buffer_put(b);
         return status;
     }
-    if (keep)
-        s->kept = b;
-    else
-        *temporary = b;
     *bytes = b->data;
+    if (!keep) {
+        *temporary = b;
+        return BW_OK;
+    }
+    s->kept = b;
+    bw_run_release_constant(r, 1);
     return BW_OK;
 }
 

@@ -43,10 +43,12 @@ static bw_status pack_right(bw_op_run *r, int64_t count, int64_t k, int64_t n, i
     for (int64_t i = 0; i < count; i++)
         bw_gemm_pack(k, n, from + i * k * n, transposed ? 1 : n, transposed ? k : 1,
                      (float *)b->data + each * (size_t)i);
-    if (keep)
+    if (keep) {
         state->packed = b;
-    else
+        bw_run_release_constant(r, 1);
+    } else {
         *temporary = b;
+    }
     *packed = b->data;
     return BW_OK;
 }

@@ -164,6 +164,8 @@ bw_status bw_run_alloc(bw_op_run *r, int index);
 bw_status bw_run_alloc_like(bw_op_run *r, int index, int input);
 bw_status bw_run_alias(bw_op_run *r, int index, int input);
 bw_status bw_run_alloc_layout(bw_op_run *r, int index, const void *layout, size_t bytes);
+/* The operator keeps what it needs of constant input `index` for all runs to come: the bytes may leave the graph. */
+void bw_run_release_constant(bw_op_run *r, int index);
 /* Brings an input to row-major order. */
 bw_status bw_run_make_plain(bw_op_run *r, int input);
 /* The raw bytes of a tensor, whatever its layout. */
