@@ -85,6 +85,7 @@ INLINE void dot8_many(const bw_dot_args *g, const unsigned P, const unsigned T, 
     const uint8_t *codes = g->codes;
     const int8_t *w = g->weights;
     const int32_t *sums = g->sums;
+    const uint8_t *ahead = g->ahead;
     const size_t code_step = g->code_step, scale_step = g->scale_step, w_step = g->weight_step, q_step = g->sum_step;
     __m512 s[8][TILES];
 #pragma GCC unroll 8
@@ -97,6 +98,8 @@ INLINE void dot8_many(const bw_dot_args *g, const unsigned P, const unsigned T, 
         const int32_t *ea = g->scale + g->runs[r].at;
         for (size_t left = g->runs[r].blocks; left; left--) {
             __m512i q[TILES], base[TILES], d[8][TILES];
+            for (size_t i = 0; i < g->ahead_lines; i++, ahead += 64)
+                _mm_prefetch((const char *)ahead, _MM_HINT_T1);
 #pragma GCC unroll 2
             for (unsigned t = 0; t < T; t++) {
                 q[t] = _mm512_loadu_si512(sums + t * q_step);

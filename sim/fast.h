@@ -150,6 +150,8 @@ typedef struct bw_dot_args {
     const float *start; /* 16 values a tile that acc starts at; NULL: continue from acc */
     float *acc;         /* [pixels][stride], 16 outputs a tile */
     size_t stride;
+    const uint8_t *ahead; /* dot8 fetches so many lines of 64 bytes from here on with each block; weights to come */
+    size_t ahead_lines;
 } bw_dot_args;
 
 typedef struct bw_pack_args {

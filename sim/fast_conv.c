@@ -20,7 +20,7 @@
 #define ROW_BYTES     (32u << 10)  /* codes of a pixel's own row, at most */
 #define PART_BYTES    (2u << 10)   /* of one that holds a part */
 #define ACC_BYTES     (256u << 10)
-#define WEIGHT_BYTES  (24u << 10) /* of a chunk of tiles: stays in the first cache */
+#define WEIGHT_BYTES  (32u << 10) /* of a chunk of tiles: about the first cache */
 #define BUNCH         4           /* tiles; more if blocks of the outputs are longer */
 
 static int64_t largest_code(const bw_format_traits *t)
@@ -82,7 +82,7 @@ typedef struct scratch {
     uint8_t *bytes;   /* unpacked weight codes of some tiles */
     uint8_t *weights; /* widened weights */
     int32_t *sums;
-    float *acc, *row, *spare;
+    float *acc;
 } scratch;
 
 static void *take(uint8_t *base, size_t *next, size_t bytes)
@@ -141,8 +141,6 @@ static size_t lay_out(const bw_fast *engine, const bw_plan *plan, uint8_t *base,
     s->weights = take(base, &next, plan->dot == BW_DOT_S8 ? 0 : weights * wide);
     s->sums = take(base, &next, weights / block / BW_OUTPUT_TILE * BW_DOT_SUMS * sizeof(int32_t));
     s->acc = take(base, &next, plan->most_pixels * plan->acc_stride * sizeof(float));
-    s->row = take(base, &next, plan->acc_stride * sizeof(float));
-    s->spare = take(base, &next, plan->acc_stride * sizeof(float));
     return next;
 }
 
@@ -473,16 +471,43 @@ typedef struct call {
     const scratch *s;
     size_t at_once;                 /* pixels */
     size_t line_codes, line_scales; /* from one line to the next */
+    const uint8_t *ahead[2];        /* the weights of the next chunk: tiles, */
+    size_t ahead_bytes;             /* and bytes of each */
+    size_t blocks;                  /* of this chunk */
 } call;
+
+/* The chunk after blocks .. k of tile t: worth fetching if it is used as it lies in the constants. */
+static void look_ahead(const job *j, size_t t, size_t t1, size_t k, call *c)
+{
+    const bw_plan *plan = j->plan;
+    const size_t block_bytes = BW_OUTPUT_TILE * plan->ins->in.block;
+    c->ahead[0] = NULL;
+    if (k == plan->reduction) {
+        t += c->args.tiles;
+        k = 0;
+    }
+    if (plan->dot != BW_DOT_S8 || plan->weight_format.traits->code_bits != 8 || !c->args.sums || t >= t1)
+        return;
+    c->ahead[0] = c->ahead[1] = plan->weights + t * plan->tile_bytes + k * block_bytes;
+    if (t + 1 < t1)
+        c->ahead[1] += plan->tile_bytes;
+    c->ahead_bytes = smaller(plan->chunk, plan->reduction - k) * block_bytes;
+}
 
 static void run_kernels(const job *j, const area *a, const call *c, float *acc)
 {
     const bw_plan *plan = j->plan;
     const bw_dot_kernels *dots = j->engine->dots;
-    const size_t groups = divide_up(a->line, c->at_once);
+    const size_t groups = divide_up(a->line, c->at_once), calls = groups * a->lines, half = divide_up(calls, 2);
+    /* Half of the calls fetch the next weights of one tile, half those of the other. */
+    const size_t share = bw_round_up(divide_up(c->ahead_bytes, half), 64);
     bw_dot_args args = c->args;
+    args.ahead_lines = c->ahead[0] ? divide_up(share / 64, c->blocks) : 0;
     for (size_t line = 0; line < a->lines; line++) {
         for (size_t g = 0; g < groups; g++) { /* of about equal size */
+            const size_t number = line * groups + g;
+            if (args.ahead_lines)
+                args.ahead = c->ahead[number / half] + number % half * share;
             const size_t first = a->line * g / groups;
             args.pixels = a->line * (g + 1) / groups - first;
             args.codes = c->s->codes + line * c->line_codes + first * args.code_step;
@@ -523,6 +548,7 @@ static void accumulate(const job *j, const area *a, size_t k0, size_t count, siz
         c.args.tiles = smaller(t1 - t, at_once);
         for (size_t k = 0; k < count; k += plan->chunk) {
             const size_t n = smaller(count - k, plan->chunk), from = k0 + k;
+            c.blocks = n;
             if (plan->region_rows) {
                 c.args.run_count = find_runs(plan, from, n, runs);
             } else {
@@ -544,6 +570,7 @@ static void accumulate(const job *j, const area *a, size_t k0, size_t count, siz
                 c.args.sums = s->sums;
                 c.args.sum_step = plan->chunk * BW_DOT_SUMS;
             }
+            look_ahead(j, t, t1, from + n, &c);
             run_kernels(j, a, &c, acc + (t - t0) * BW_OUTPUT_TILE);
         }
     }
@@ -564,12 +591,9 @@ static void accumulate_group(const job *j, size_t cg, const area *a, size_t t0, 
 }
 
 /* Writes channels c0 .. c0 + n of all pixels; acc starts at c0. */
-static void finish(const job *j, const area *a, size_t c0, size_t n, scratch *s)
+static void finish(const job *j, const area *a, size_t c0, size_t n, const scratch *s)
 {
-    const bw_plan *plan = j->plan;
-    place at = place_of(plan, a->first);
-    for (size_t p = 0; p < a->lines * a->line; p++, next_place(plan, &at))
-        bw_fast_finish(j->engine, plan, at.image, at.y, at.x, c0, n, s->acc + p * plan->acc_stride, s->spare);
+    bw_fast_finish_pixels(j->engine, j->plan, a->first, a->lines * a->line, c0, n, s->acc, j->plan->acc_stride);
 }
 
 /* Whole rows: all groups, then the padding lanes between the groups' tiles are taken out. */
