@@ -100,9 +100,25 @@ static inline __m128i v_max_four(vi a, vi b, vi c, vi d)
     return _mm_max_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
 }
 
-static inline vi v_pick(__m128i four, int i)
+static inline __m256i lanes_below(size_t n)
 {
-    return (vi)_mm256_permutevar8x32_epi32(_mm256_castsi128_si256(four), _mm256_set1_epi32(i));
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+static inline vf v_keep(vf v, size_t n)
+{
+    return (vf)_mm256_and_si256((__m256i)v, lanes_below(n));
+}
+
+static inline vf v_load_part(const float *p, size_t n)
+{
+    return (vf)_mm256_maskload_ps(p, lanes_below(n));
+}
+
+static inline const uint16_t *v_copy_part(uint16_t *to, const uint16_t *p, size_t n)
+{
+    memset(to, 0, V_LANES * sizeof *to);
+    return memcpy(to, p, n * sizeof *to);
 }
 
 static inline void v_store_codes(uint8_t *p, const vi *q, int limit)

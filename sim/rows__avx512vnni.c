@@ -95,9 +95,25 @@ static inline __m128i v_max_four(vi a, vi b, vi c, vi d)
     return _mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
 
-static inline vi v_pick(__m128i four, int i)
+static inline __mmask16 lanes_below(size_t n)
 {
-    return (vi)_mm512_permutexvar_epi32(_mm512_set1_epi32(i), _mm512_castsi128_si512(four));
+    return (__mmask16)((1u << n) - 1);
+}
+
+static inline vf v_keep(vf v, size_t n)
+{
+    return (vf)_mm512_maskz_mov_ps(lanes_below(n), (__m512)v);
+}
+
+static inline vf v_load_part(const float *p, size_t n)
+{
+    return (vf)_mm512_maskz_loadu_ps(lanes_below(n), p);
+}
+
+static inline const uint16_t *v_copy_part(uint16_t *to, const uint16_t *p, size_t n)
+{
+    _mm256_storeu_si256((__m256i *)(void *)to, _mm256_maskz_loadu_epi16(lanes_below(n), p));
+    return to;
 }
 
 static inline void v_store_codes(uint8_t *p, const vi *q, int limit)

@@ -13,7 +13,8 @@
 typedef enum side_kind {
     SIDE_NONE,
     SIDE_FLOAT,
-    SIDE_LINES, /* fp32 of several pixels, which do not follow each other in memory, as one run of channels */
+    SIDE_LINES,        /* fp32 of several pixels, which do not follow each other in memory, as one run of channels */
+    SIDE_PADDED_LINES, /* the same with padding after each pixel's channels */
     SIDE_FP16,
     SIDE_BF16,
     SIDE_BLOCK16, /* INT, by block */
@@ -36,17 +37,37 @@ typedef struct table_shape {
     int more;        /* what to add to the exponent */
 } table_shape;
 
-/* One tensor of the pass, at the current chunk. */
+/* A place in a tensor. */
+typedef struct spot {
+    uint8_t *codes;
+    int8_t *exps;
+} spot;
+
+/* One tensor of the pass. */
 typedef struct side {
     side_kind kind;
     uint32_t block;
     const bw_format_traits *traits;
-    uint8_t *codes;
-    int8_t *exps;
+    spot first;                 /* first pixel and channel */
     size_t code_step, exp_step; /* from one chunk to the next */
+    size_t code_pixel, exp_pixel;
     table_shape table;
-    const float *lines[8]; /* SIDE_LINES: every 16 channels of the chunk */
+    struct {
+        __m128i shift, least, most; /* four times what turns the largest magnitude into an exponent, and its range */
+    } scaling;
+    int limit; /* the largest code */
 } side;
+
+/* Factors of four blocks, in memory: from there they are broadcast by loads, which leaves the shuffle unit alone. */
+typedef union four_factors {
+    __m128i bits;
+    float f[4];
+} four_factors;
+
+INLINE void keep_in_memory(four_factors *f)
+{
+    __asm__("" : "+m"(*f)); /* else compilers extract the lanes */
+}
 
 static table_shape shape_of(const bw_format_traits *t)
 {
@@ -61,9 +82,16 @@ static side side_of(const bw_side *b, size_t chunk, int written)
     if (!b->format)
         return s;
     s.traits = b->format->traits;
+    s.first = (spot){b->codes, b->exps};
+    s.code_pixel = b->code_step;
     s.block = b->format->block;
+    s.exp_pixel = s.block > 1 ? b->exp_step : 0;
     s.code_step = chunk * s.traits->device_bytes;
     s.exp_step = s.block > 1 ? chunk / s.block : 0;
+    s.scaling.shift = _mm_set1_epi32(127 + s.traits->emax_shift);
+    s.scaling.least = _mm_set1_epi32(s.traits->exp_min);
+    s.scaling.most = _mm_set1_epi32(s.traits->exp_max);
+    s.limit = (int)s.traits->max_code;
     switch (b->format->kind) {
     case BW_KIND_FLOAT:
         s.kind = SIDE_FLOAT;
@@ -91,10 +119,32 @@ static side side_of(const bw_side *b, size_t chunk, int written)
     return s;
 }
 
-INLINE void advance(side *s)
+/* SIDE_LINES: where each 16 channels of a chunk are, and how many of them exist; the rest is padding. */
+typedef struct line_set {
+    const float *at[8];
+    size_t count[8];
+} line_set;
+
+INLINE int is_lines(side_kind kind)
 {
-    s->codes += s->code_step;
-    s->exps += s->exp_step;
+    return kind == SIDE_LINES || kind == SIDE_PADDED_LINES;
+}
+
+/* How many of the V_LANES channels from c on exist. */
+INLINE size_t line_count(const line_set *l, size_t c)
+{
+    const size_t n = l->count[c / 16];
+    return V_LANES == 16 ? n : n < c % 16 ? 0 : n - c % 16 < V_LANES ? n - c % 16 : V_LANES;
+}
+
+INLINE vf line_vector(const line_set *l, size_t c)
+{
+    return v_load_part(l->at[c / 16] + c % 16, line_count(l, c));
+}
+
+INLINE spot moved(spot at, size_t codes, size_t exps)
+{
+    return (spot){at.codes + codes, at.exps + exps};
 }
 
 /* --- reading a chunk -----------------------------------------------------------------------------------------------
@@ -119,18 +169,19 @@ INLINE vf table_values(const table_shape *t, const uint8_t *codes, vf s)
     return v_fma(v_element_to_float(codes, t->magnitude, t->most, t->shift, t->sign), s, v_set(0.0f));
 }
 
-INLINE void read_blocks(const side *d, int block, int vectors, int table, vf *y)
+INLINE void read_blocks(const side *d, spot at, int block, int vectors, int table, vf *y)
 {
 #pragma GCC unroll 2
     for (int f = 0; f < vectors * V_LANES / 64; f++) {
-        const __m128i e = load_exps(d->exps + f * 64 / block, block > 64 ? 1 : 64 / block);
-        const __m128i powers = _mm_slli_epi32(_mm_add_epi32(e, _mm_set1_epi32(127 + (table ? d->table.more : 0))), 23);
+        const __m128i e = load_exps(at.exps + f * 64 / block, block > 64 ? 1 : 64 / block);
+        four_factors s = {_mm_slli_epi32(_mm_add_epi32(e, _mm_set1_epi32(127 + (table ? d->table.more : 0))), 23)};
+        keep_in_memory(&s);
 #pragma GCC unroll 8
         for (int i = 0; i < 64 / V_LANES; i++) {
-            const int at = f * (64 / V_LANES) + i;
-            const vf s = (vf)v_pick(powers, i * V_LANES / block);
-            const uint8_t *codes = d->codes + at * V_LANES;
-            y[at] = table ? table_values(&d->table, codes, s) : v_float(v_load_s8(codes)) * s;
+            const int k = f * (64 / V_LANES) + i;
+            const uint8_t *codes = at.codes + k * V_LANES;
+            const vf factor = v_set(s.f[i * V_LANES / block]);
+            y[k] = table ? table_values(&d->table, codes, factor) : v_float(v_load_s8(codes)) * factor;
         }
     }
 }
@@ -140,49 +191,55 @@ INLINE vf words_to_float(const uint8_t *codes)
     return v_float((v_load_u16((const uint16_t *)(const void *)codes) << 16) >> 16);
 }
 
-INLINE void read_chunk(const side *d, int vectors, vf *y)
+/* kind: that of *d, as a constant if it is known. lines: for SIDE_LINES, where each 16 channels are. */
+INLINE void read_chunk(const side *d, side_kind kind, spot at, const line_set *lines, int vectors, vf *y)
 {
-    switch (d->kind) {
+    switch (kind) {
     case SIDE_FLOAT:
 #pragma GCC unroll 16
         for (int i = 0; i < vectors; i++)
-            y[i] = v_load((const float *)(const void *)d->codes + i * V_LANES);
+            y[i] = v_load((const float *)(const void *)at.codes + i * V_LANES);
         break;
     case SIDE_LINES:
 #pragma GCC unroll 16
         for (int i = 0; i < vectors; i++)
-            y[i] = v_load(d->lines[i * V_LANES / 16] + i * V_LANES % 16);
+            y[i] = v_load(lines->at[i * V_LANES / 16] + i * V_LANES % 16);
+        break;
+    case SIDE_PADDED_LINES:
+#pragma GCC unroll 16
+        for (int i = 0; i < vectors; i++)
+            y[i] = line_vector(lines, (size_t)(i * V_LANES));
         break;
     case SIDE_FP16:
 #pragma GCC unroll 16
         for (int i = 0; i < vectors; i++)
-            y[i] = from_vector(BW_FORMAT_FP16, (const uint16_t *)(const void *)d->codes + i * V_LANES);
+            y[i] = from_vector(BW_FORMAT_FP16, (const uint16_t *)(const void *)at.codes + i * V_LANES);
         break;
     case SIDE_BF16:
 #pragma GCC unroll 16
         for (int i = 0; i < vectors; i++)
-            y[i] = from_vector(BW_FORMAT_BF16, (const uint16_t *)(const void *)d->codes + i * V_LANES);
+            y[i] = from_vector(BW_FORMAT_BF16, (const uint16_t *)(const void *)at.codes + i * V_LANES);
         break;
     case SIDE_BLOCK16:
-        read_blocks(d, 16, vectors, 0, y);
+        read_blocks(d, at, 16, vectors, 0, y);
         break;
     case SIDE_BLOCK32:
-        read_blocks(d, 32, vectors, 0, y);
+        read_blocks(d, at, 32, vectors, 0, y);
         break;
     case SIDE_BLOCK64:
-        read_blocks(d, 64, vectors, 0, y);
+        read_blocks(d, at, 64, vectors, 0, y);
         break;
     case SIDE_BLOCK128:
-        read_blocks(d, 128, vectors, 0, y);
+        read_blocks(d, at, 128, vectors, 0, y);
         break;
     case SIDE_WORDS:
 #pragma GCC unroll 16
         for (int i = 0; i < vectors; i++)
             y[i] =
-                words_to_float(d->codes + i * V_LANES * 2) * v_set(power(d->exps[(uint32_t)(i * V_LANES) / d->block]));
+                words_to_float(at.codes + i * V_LANES * 2) * v_set(power(at.exps[(uint32_t)(i * V_LANES) / d->block]));
         break;
     default: /* SIDE_TABLE; never SIDE_NONE */
-        read_blocks(d, 32, vectors, 1, y);
+        read_blocks(d, at, 32, vectors, 1, y);
     }
 }
 
@@ -191,14 +248,13 @@ INLINE void read_chunk(const side *d, int vectors, vf *y)
 
 /* Exponents of the last bits of four blocks from their largest magnitudes, clamped below. Zeros and subnormals are far
  * below every exp_min. */
-INLINE __m128i four_exponents(const bw_format_traits *t, __m128i max)
+INLINE __m128i four_exponents(const side *d, __m128i max)
 {
-    const __m128i e = _mm_sub_epi32(_mm_srli_epi32(max, 23), _mm_set1_epi32(127 + t->emax_shift));
-    return _mm_max_epi32(e, _mm_set1_epi32(t->exp_min));
+    return _mm_max_epi32(_mm_sub_epi32(_mm_srli_epi32(max, 23), d->scaling.shift), d->scaling.least);
 }
 
 /* The exponents of a chunk's blocks, and 2^-e of each four of them; returns whether one was above the range. */
-INLINE int block_scales(const bw_format_traits *t, int block, int vectors, const vf *y, int8_t *exps, __m128i *scales)
+INLINE int block_scales(const side *d, int block, int vectors, const vf *y, int8_t *exps, four_factors *scales)
 {
     const int per = block / V_LANES, blocks = vectors / per;
     vi m[8];
@@ -214,71 +270,70 @@ INLINE int block_scales(const bw_format_traits *t, int block, int vectors, const
     for (int b = 0; b < blocks; b += 4) {
         const int left = blocks - b;
         const vi second = left > 1 ? m[b + 1] : m[b], third = left > 2 ? m[b + 2] : m[b];
-        __m128i e = four_exponents(t, v_max_four(m[b], second, third, left > 2 ? m[b + 3] : second));
-        const __m128i most = _mm_set1_epi32(t->exp_max);
-        over |= _mm_movemask_epi8(_mm_cmpgt_epi32(e, most));
-        e = _mm_min_epi32(e, most);
+        __m128i e = four_exponents(d, v_max_four(m[b], second, third, left > 2 ? m[b + 3] : second));
+        over |= _mm_movemask_epi8(_mm_cmpgt_epi32(e, d->scaling.most));
+        e = _mm_min_epi32(e, d->scaling.most);
+        scales[b / 4].bits = _mm_slli_epi32(_mm_sub_epi32(_mm_set1_epi32(127), e), 23);
+        keep_in_memory(&scales[b / 4]);
         const int32_t bytes = _mm_cvtsi128_si32(
             _mm_shuffle_epi8(e, _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1)));
         memcpy(exps + b, &bytes, left > 3 ? 4 : left > 1 ? 2 : 1);
-        scales[b / 4] = _mm_slli_epi32(_mm_sub_epi32(_mm_set1_epi32(127), e), 23);
     }
     return over;
 }
 
 /* Within the exponent range |y| * 2^-e is below 2^m, so that rounding leaves the codes by one at most, and bytes can
  * be clamped instead of floats. */
-INLINE void write_int(const side *d, int block, int vectors, const vf *y)
+INLINE void write_int(const side *d, int block, int vectors, const vf *y, spot at)
 {
-    const bw_format_traits *t = d->traits;
-    __m128i scales[2];
-    const int over = block_scales(t, block, vectors, y, d->exps, scales);
+    four_factors scales[2];
+    const int over = block_scales(d, block, vectors, y, at.exps, scales);
     vi q[CHUNK_VECTORS];
 #pragma GCC unroll 16
     for (int i = 0; i < vectors; i++) {
         const int b = i * V_LANES / block;
-        q[i] = v_round(y[i] * (vf)v_pick(scales[b / 4], b % 4));
+        q[i] = v_round(y[i] * v_set(scales[b / 4].f[b % 4]));
     }
     if (__builtin_expect(over, 0)) {
-        const vf hi = v_set((float)t->max_code), lo = v_set((float)-t->max_code);
+        const vf hi = v_set((float)d->limit), lo = v_set((float)-d->limit);
 #pragma GCC unroll 16
         for (int i = 0; i < vectors; i++) {
             const int b = i * V_LANES / block;
-            q[i] = v_round(v_min(v_max(y[i] * (vf)v_pick(scales[b / 4], b % 4), lo), hi));
+            q[i] = v_round(v_min(v_max(y[i] * v_set(scales[b / 4].f[b % 4]), lo), hi));
         }
     }
 #pragma GCC unroll 2
     for (int f = 0; f < vectors * V_LANES / 64; f++)
-        v_store_codes(d->codes + f * 64, q + f * (64 / V_LANES), (int)t->max_code);
+        v_store_codes(at.codes + f * 64, q + f * (64 / V_LANES), d->limit);
 }
 
-INLINE void write_table(const side *d, int vectors, const vf *y)
+INLINE void write_table(const side *d, int vectors, const vf *y, spot at)
 {
     const bw_format_traits *t = d->traits;
-    __m128i scales[2];
-    block_scales(t, 32, vectors, y, d->exps, scales);
+    four_factors scales[2];
+    block_scales(d, 32, vectors, y, at.exps, scales);
 #pragma GCC unroll 16
     for (int i = 0; i < vectors; i++) {
         const int b = i * V_LANES / 32;
-        const vf v = y[i] * (vf)v_pick(scales[b / 4], b % 4);
-        v_store_s8(d->codes + i * V_LANES,
+        const vf v = y[i] * v_set(scales[b / 4].f[b % 4]);
+        v_store_s8(at.codes + i * V_LANES,
                    encode_elements(v, t->mantissa_bits - 1, (float)t->max_code, t->code_bits - 1));
     }
 }
 
 /* n channels, zeros up to the end of the last block after them. */
-static void write_part(const side *d, size_t n, const float *y)
+static void write_part(const side *d, size_t n, const float *y, spot at)
 {
     const bw_format_traits *t = d->traits;
     if (d->kind == SIDE_FLOAT) {
-        memcpy(d->codes, y, n * sizeof *y);
+        memcpy(at.codes, y, n * sizeof *y);
         return;
     }
     if (d->kind == SIDE_FP16 || d->kind == SIDE_BF16) {
         uint16_t codes[128];
         for (size_t i = 0; i < n; i += V_LANES)
             v_store_half(codes + i, d->kind == SIDE_FP16 ? to_fp16(v_load(y + i)) : to_bf16(v_load(y + i)));
-        memcpy(d->codes, codes, n * sizeof *codes);
+        memcpy(at.codes, codes, n * sizeof *codes);
         return;
     }
     const size_t block = d->block;
@@ -287,58 +342,58 @@ static void write_part(const side *d, size_t n, const float *y)
         vi m = v_set_int(0);
         for (size_t i = 0; i < block; i += V_LANES)
             m = v_max_int(m, (vi)v_load(y + b + i) & 0x7FFFFFFF);
-        const __m128i e = _mm_min_epi32(four_exponents(t, v_max_four(m, m, m, m)), _mm_set1_epi32(t->exp_max));
+        const __m128i e = _mm_min_epi32(four_exponents(d, v_max_four(m, m, m, m)), d->scaling.most);
         const int exponent = _mm_cvtsi128_si32(e);
-        d->exps[b / block] = (int8_t)exponent;
+        at.exps[b / block] = (int8_t)exponent;
         const vf s = v_set(power(-exponent));
         for (size_t i = b; i < b + block; i += V_LANES) {
             const vf v = v_load(y + i) * s;
             if (d->kind == SIDE_WORDS)
-                v_store_half((uint16_t *)(void *)d->codes + i, v_narrow(encode_pairs(t, v) & 0xFFFF));
+                v_store_half((uint16_t *)(void *)at.codes + i, v_narrow(encode_pairs(t, v) & 0xFFFF));
             else if (d->kind == SIDE_PAIRS)
-                v_store_s8(d->codes + i, encode_pairs(t, v));
+                v_store_s8(at.codes + i, encode_pairs(t, v));
             else if (d->kind == SIDE_TABLE)
-                v_store_s8(d->codes + i,
+                v_store_s8(at.codes + i,
                            encode_elements(v, t->mantissa_bits - 1, (float)t->max_code, t->code_bits - 1));
             else
-                v_store_s8(d->codes + i, v_round(v_min(v_max(v, lo), hi)));
+                v_store_s8(at.codes + i, v_round(v_min(v_max(v, lo), hi)));
         }
     }
 }
 
-INLINE void write_chunk(const side *d, int vectors, const vf *y)
+INLINE void write_chunk(const side *d, side_kind kind, int vectors, const vf *y, spot at)
 {
-    switch (d->kind) {
+    switch (kind) {
     case SIDE_FLOAT:
 #pragma GCC unroll 16
         for (int i = 0; i < vectors; i++)
-            v_store((float *)(void *)d->codes + i * V_LANES, y[i]);
+            v_store((float *)(void *)at.codes + i * V_LANES, y[i]);
         break;
     case SIDE_FP16:
 #pragma GCC unroll 16
         for (int i = 0; i < vectors; i++)
-            v_store_half((uint16_t *)(void *)d->codes + i * V_LANES, to_fp16(y[i]));
+            v_store_half((uint16_t *)(void *)at.codes + i * V_LANES, to_fp16(y[i]));
         break;
     case SIDE_BF16:
 #pragma GCC unroll 16
         for (int i = 0; i < vectors; i++)
-            v_store_half((uint16_t *)(void *)d->codes + i * V_LANES, to_bf16(y[i]));
+            v_store_half((uint16_t *)(void *)at.codes + i * V_LANES, to_bf16(y[i]));
         break;
     case SIDE_BLOCK16:
-        write_int(d, 16, vectors, y);
+        write_int(d, 16, vectors, y, at);
         break;
     case SIDE_BLOCK32:
-        write_int(d, 32, vectors, y);
+        write_int(d, 32, vectors, y, at);
         break;
     case SIDE_BLOCK64:
-        write_int(d, 64, vectors, y);
+        write_int(d, 64, vectors, y, at);
         break;
     case SIDE_BLOCK128:
         if (vectors == CHUNK_VECTORS) /* as pass() sees to */
-            write_int(d, 128, CHUNK_VECTORS, y);
+            write_int(d, 128, CHUNK_VECTORS, y, at);
         break;
     case SIDE_TABLE:
-        write_table(d, vectors, y);
+        write_table(d, vectors, y, at);
         break;
     case SIDE_WORDS:
     case SIDE_PAIRS: {
@@ -346,7 +401,7 @@ INLINE void write_chunk(const side *d, int vectors, const vf *y)
 #pragma GCC unroll 16
         for (int i = 0; i < vectors; i++)
             v_store(buffer + i * V_LANES, y[i]);
-        write_part(d, (size_t)(vectors * V_LANES), buffer);
+        write_part(d, (size_t)(vectors * V_LANES), buffer, at);
         break;
     }
     default:
@@ -359,38 +414,23 @@ INLINE void write_chunk(const side *d, int vectors, const vf *y)
 
 /* The next V_LANES channels of the n > 0 that are left of a pixel. Of a block format all of the last block may be
  * read, of the others exactly n elements. */
-INLINE vf read_vector(const side *d, size_t n)
+INLINE vf read_vector(const side *d, spot at, size_t n)
 {
     if (d->kind == SIDE_FLOAT) {
-        float part[V_LANES] = {0};
-        if (n >= V_LANES)
-            return v_load((const float *)(const void *)d->codes);
-        memcpy(part, d->codes, n * sizeof *part);
-        return v_load(part);
+        const float *x = (const float *)(const void *)at.codes;
+        return n >= V_LANES ? v_load(x) : v_load_part(x, n);
     }
     if (d->kind == SIDE_FP16 || d->kind == SIDE_BF16) {
-        uint16_t part[V_LANES] = {0};
-        if (n >= V_LANES)
-            return from_vector(d->traits->format, (const uint16_t *)(const void *)d->codes);
-        memcpy(part, d->codes, n * sizeof *part);
-        return from_vector(d->traits->format, part);
+        const uint16_t *x = (const uint16_t *)(const void *)at.codes;
+        uint16_t part[V_LANES];
+        if (n < V_LANES)
+            x = v_copy_part(part, x, n);
+        return from_vector(d->traits->format, x);
     }
-    const vf s = v_set(power(d->exps[0] + d->table.more));
+    const vf s = v_set(power(at.exps[0] + d->table.more));
     if (d->kind == SIDE_WORDS)
-        return words_to_float(d->codes) * s;
-    return d->kind == SIDE_TABLE ? table_values(&d->table, d->codes, s) : v_float(v_load_s8(d->codes)) * s;
-}
-
-/* n channels into y[0 .. n rounded up to V_LANES]. */
-static void read_part(const side *d, size_t n, float *y)
-{
-    const size_t bytes = d->traits->device_bytes;
-    side at = *d;
-    for (size_t i = 0; i < n; i += V_LANES) {
-        at.codes = d->codes + i * bytes;
-        at.exps = d->exps + i / d->block;
-        v_store(y + i, read_vector(&at, n - i));
-    }
+        return words_to_float(at.codes) * s;
+    return d->kind == SIDE_TABLE ? table_values(&d->table, at.codes, s) : v_float(v_load_s8(at.codes)) * s;
 }
 
 /* --- the pass ------------------------------------------------------------------------------------------------------
@@ -411,14 +451,33 @@ INLINE vf activated(const bw_row_activation *a, vf y)
     return y;
 }
 
-INLINE void do_chunk(fused_pass *p, int vectors)
+typedef struct kinds {
+    side_kind a, b, out0, out1;
+    int multiply;
+} kinds;
+
+typedef struct spots {
+    spot a, b, out0, out1;
+} spots;
+
+INLINE spots move_all(const fused_pass *p, spots at)
+{
+    at.a = moved(at.a, p->a.code_step, p->a.exp_step);
+    at.b = moved(at.b, p->b.code_step, p->b.exp_step);
+    at.out0 = moved(at.out0, p->out[0].code_step, p->out[0].exp_step);
+    at.out1 = moved(at.out1, p->out[1].code_step, p->out[1].exp_step);
+    return at;
+}
+
+/* Inlined with constant kinds, as far as they are known. */
+INLINE void do_chunk(const fused_pass *p, kinds k, spots at, const line_set *lines, int vectors)
 {
     vf y[CHUNK_VECTORS];
-    read_chunk(&p->a, vectors, y);
-    if (p->b.kind != SIDE_NONE) {
+    read_chunk(&p->a, k.a, at.a, lines, vectors, y);
+    if (k.b != SIDE_NONE) {
         vf z[CHUNK_VECTORS];
-        read_chunk(&p->b, vectors, z);
-        if (p->multiply) {
+        read_chunk(&p->b, k.b, at.b, lines, vectors, z);
+        if (k.multiply) {
 #pragma GCC unroll 16
             for (int i = 0; i < vectors; i++)
                 y[i] *= z[i];
@@ -438,110 +497,159 @@ INLINE void do_chunk(fused_pass *p, int vectors)
         for (int i = 0; i < vectors; i++)
             y[i] = v_max(lo, v_min(hi, y[i]));
     }
-    write_chunk(&p->out[0], vectors, y);
-    if (p->out[1].kind != SIDE_NONE)
-        write_chunk(&p->out[1], vectors, y);
+    if (k.a == SIDE_PADDED_LINES) { /* padding is zero whatever the activation makes of it */
+#pragma GCC unroll 16
+        for (int i = 0; i < vectors; i++)
+            y[i] = v_keep(y[i], line_count(lines, (size_t)(i * V_LANES)));
+    }
+    write_chunk(&p->out[0], k.out0, vectors, y, at.out0);
+    if (k.out1 != SIDE_NONE)
+        write_chunk(&p->out[1], k.out1, vectors, y, at.out1);
 }
 
-static void do_part(fused_pass *p, size_t n)
+/* Reads n < 128 channels into y. */
+INLINE void read_rest(const side *d, side_kind kind, spot at, const line_set *lines, size_t n, vf *y)
 {
-    float y[128], z[128];
-    if (p->a.kind == SIDE_LINES) { /* only runs of whole 16 channels */
-        for (size_t i = 0; i < n; i += 16)
-            memcpy(y + i, p->a.lines[i / 16], 16 * sizeof *y);
-    } else {
-        read_part(&p->a, n, y);
-    }
-    if (p->b.kind != SIDE_NONE)
-        read_part(&p->b, n, z);
-    for (size_t i = 0; i < n; i += V_LANES) {
-        vf v = v_load(y + i);
-        if (p->b.kind != SIDE_NONE)
-            v = p->multiply ? v * v_load(z + i) : v + v_load(z + i);
-        v_store(y + i, activated(&p->activation, v));
-    }
-    memset(y + n, 0, (128 - n) * sizeof *y); /* padding is zero whatever the activation makes of it */
-    write_part(&p->out[0], n, y);
-    if (p->out[1].kind != SIDE_NONE)
-        write_part(&p->out[1], n, y);
+    const size_t bytes = d->traits->device_bytes;
+    for (size_t c = 0; c < n; c += V_LANES)
+        y[c / V_LANES] =
+            is_lines(kind) ? line_vector(lines, c) : read_vector(d, moved(at, c * bytes, c / d->block), n - c);
 }
 
-/* Inlined with a constant chunk of 64 or 128. line: how many channels follow each other in a, stride: floats from one
- * such run to the next. */
-INLINE void do_run(fused_pass *p, size_t chunk, size_t n, size_t line, size_t stride)
+/* The rest of a pixel after whole chunks. */
+static void do_rest(const fused_pass *p, kinds k, spots at, const line_set *lines, size_t n)
 {
-    const float *at = (const float *)(const void *)p->a.codes;
+    vf y[CHUNK_VECTORS], z[CHUNK_VECTORS];
+    read_rest(&p->a, k.a, at.a, lines, n, y);
+    if (k.b != SIDE_NONE)
+        read_rest(&p->b, k.b, at.b, lines, n, z);
+    for (int i = 0; i < CHUNK_VECTORS; i++) {
+        const size_t c = (size_t)(i * V_LANES);
+        if (c >= n) {
+            y[i] = v_set(0.0f);
+            continue;
+        }
+        if (k.b != SIDE_NONE)
+            y[i] = k.multiply ? y[i] * z[i] : y[i] + z[i];
+        y[i] = activated(&p->activation, y[i]);
+        if (is_lines(k.a))
+            y[i] = v_keep(y[i], line_count(lines, c));
+        else if (n - c < V_LANES)
+            y[i] = v_keep(y[i], n - c);
+    }
+    for (int o = 0; o < 2; o++) {
+        const side *d = &p->out[o];
+        const spot to = o ? at.out1 : at.out0;
+        if (d->kind == SIDE_NONE)
+            continue;
+        if (d->kind == SIDE_BLOCK16 && n <= 64) {
+            const size_t blocks = (n + 15) / 16;
+            uint8_t codes[64];
+            int8_t exps[4];
+            write_int(d, 16, 64 / V_LANES, y, (spot){codes, exps});
+            for (size_t b = 0; b < blocks; b++) {
+                memcpy(to.codes + 16 * b, codes + 16 * b, 16);
+                to.exps[b] = exps[b];
+            }
+        } else {
+            write_part(d, n, (const float *)y, to);
+        }
+    }
+}
+
+/* `pixels` times n channels. For SIDE_LINES these are the pixels' `line` channels, padded to `padded` each. Inlined
+ * with constant chunk of 64 or 128, and kinds. */
+INLINE void run_pixels(const fused_pass *p, kinds k, size_t chunk, size_t pixels, size_t n, size_t line, size_t padded)
+{
+    const float *row = (const float *)(const void *)p->a.first.codes;
+    line_set lines = {{NULL}, {0}};
     size_t column = 0;
-    for (size_t c = 0; c < n; c += chunk) {
-        if (p->a.kind == SIDE_LINES) {
+    spots first = {p->a.first, p->b.first, p->out[0].first, p->out[1].first};
+    for (; pixels; pixels--) {
+        spots at = first;
+        for (size_t left = n; left; left -= chunk) {
+            if (is_lines(k.a)) {
 #pragma GCC unroll 8
-            for (size_t i = 0; i < chunk / 16; i++) {
-                p->a.lines[i] = at + column;
-                column += 16;
-                if (column == line) {
-                    column = 0;
-                    at += stride;
+                for (size_t i = 0; i < chunk / 16; i++) {
+                    lines.at[i] = row + column;
+                    lines.count[i] = column >= line ? 0 : line - column < 16 ? line - column : 16;
+                    column += 16;
+                    if (column == padded) {
+                        column = 0;
+                        row += p->a.code_pixel / sizeof *row;
+                    }
                 }
             }
+            if (left < chunk) {
+                do_rest(p, k, at, &lines, left);
+                break;
+            }
+            do_chunk(p, k, at, &lines, (int)chunk / V_LANES);
+            at = move_all(p, at);
         }
-        if (n - c < chunk) {
-            do_part(p, n - c);
-            return;
-        }
-        do_chunk(p, (int)chunk / V_LANES);
-        advance(&p->a);
-        advance(&p->b);
-        advance(&p->out[0]);
-        advance(&p->out[1]);
+        first.a = moved(first.a, p->a.code_pixel, p->a.exp_pixel);
+        first.b = moved(first.b, p->b.code_pixel, p->b.exp_pixel);
+        first.out0 = moved(first.out0, p->out[0].code_pixel, p->out[0].exp_pixel);
+        first.out1 = moved(first.out1, p->out[1].code_pixel, p->out[1].exp_pixel);
     }
 }
 
-/* Whether the pixels of a tensor follow each other without a gap. */
-static int adjoin(const bw_side *s, size_t n)
+/* The common kinds have loops of their own. */
+INLINE int run_known(const fused_pass *p, size_t pixels, size_t n, size_t line, size_t padded, side_kind a, side_kind b,
+                     side_kind out0, side_kind out1)
 {
-    return !s->format || (n % s->format->block == 0 && s->code_step == n * s->format->traits->device_bytes &&
-                          (s->format->block == 1 || s->exp_step == n / s->format->block));
+    const kinds k = {a, b, out0, out1, 0};
+    if (p->a.kind != a || p->b.kind != b || p->out[0].kind != out0 || p->out[1].kind != out1 || p->multiply)
+        return 0;
+    run_pixels(p, k, 64, pixels, n, line, padded);
+    return 1;
 }
 
-static void place_side(side *to, const bw_side *from, size_t pixel)
+/* Whether the pixels of a tensor follow each other without a gap, with `padded` channels each. */
+static int adjoin(const bw_side *s, size_t n, size_t padded)
 {
-    if (!from->format)
-        return;
-    to->codes = from->codes + pixel * from->code_step;
-    to->exps = from->exps + pixel * from->exp_step;
+    if (!s->format)
+        return 1;
+    const size_t block = s->format->block;
+    return s->code_step == padded * s->format->traits->device_bytes &&
+           (block == 1 ? n == padded : bw_round_up(n, block) == padded && s->exp_step == padded / block);
 }
 
 static void fused(const bw_fused *f)
 {
     const bw_side *sides[] = {&f->a, &f->b, &f->out[0], &f->out[1]};
-    size_t chunk = 64, n = f->n, pixels = f->pixels, line = 0, stride = 0;
-    int dense = n % 16 == 0;
-    for (int i = 0; i < 4; i++) {
-        if (i > 0)
-            dense = dense && adjoin(sides[i], n);
-        if (sides[i]->format && sides[i]->format->block > 64)
-            chunk = 128;
-    }
+    size_t chunk = 64, align = 16, n = f->n, pixels = f->pixels, line = 0;
+    for (int i = 0; i < 4; i++)
+        if (sides[i]->format && sides[i]->format->block > align)
+            align = sides[i]->format->block;
+    if (align > chunk)
+        chunk = align;
+    const size_t padded = bw_round_up(n, align);
     fused_pass p = {.activation = *f->activation, .multiply = f->multiply};
     side *const to[] = {&p.a, &p.b, &p.out[0], &p.out[1]};
-    for (int i = 0; i < 4; i++)
+    int dense = 1;
+    for (int i = 0; i < 4; i++) {
         *to[i] = side_of(sides[i], chunk, i > 1);
-    if (dense && adjoin(&f->a, n)) { /* one run of channels */
+        dense = dense && (i == 0 || adjoin(sides[i], n, padded));
+    }
+    if (dense && n == padded && adjoin(&f->a, n, n)) { /* one run of channels */
         n *= pixels;
         pixels = 1;
     } else if (dense && n % chunk && p.a.kind == SIDE_FLOAT) {
-        p.a.kind = SIDE_LINES;
+        p.a.kind = n == padded ? SIDE_LINES : SIDE_PADDED_LINES;
         line = n;
-        stride = f->a.code_step / sizeof(float);
-        n *= pixels;
+        n = padded * pixels;
         pixels = 1;
     }
-    for (size_t pixel = 0; pixel < pixels; pixel++) {
-        for (int i = 0; i < 4; i++)
-            place_side(to[i], sides[i], pixel);
-        if (chunk == 64)
-            do_run(&p, 64, n, line, stride);
-        else
-            do_run(&p, 128, n, line, stride);
-    }
+    const kinds k = {p.a.kind, p.b.kind, p.out[0].kind, p.out[1].kind, p.multiply};
+    if (chunk == 128)
+        run_pixels(&p, k, 128, pixels, n, line, padded);
+#define KNOWN(a, b, out0, out1) run_known(&p, pixels, n, line, padded, SIDE_##a, SIDE_##b, SIDE_##out0, SIDE_##out1)
+    else if (!KNOWN(FLOAT, NONE, BLOCK16, NONE) && !KNOWN(FLOAT, BLOCK16, BLOCK16, NONE) &&
+             !KNOWN(FLOAT, FP16, BLOCK16, NONE) && !KNOWN(FLOAT, FP16, BLOCK16, FP16) &&
+             !KNOWN(FLOAT, NONE, BLOCK32, NONE) && !KNOWN(FLOAT, NONE, FP16, NONE) && !KNOWN(FLOAT, FP16, FP16, NONE) &&
+             !KNOWN(LINES, NONE, BLOCK16, NONE) && !KNOWN(LINES, NONE, FP16, NONE) &&
+             !KNOWN(PADDED_LINES, NONE, BLOCK16, NONE))
+        run_pixels(&p, k, 64, pixels, n, line, padded);
+#undef KNOWN
 }

@@ -11,7 +11,8 @@
  *   v_half_to_float (pointer -> vf), v_to_half (vf -> vh, RNE, -0 becomes +0), v_narrow (vi -> vh), v_store_half
  * and for the fused pass
  *   v_max_four (four vi of non-negatives -> __m128i): the largest lane of each
- *   v_pick (__m128i, constant -> vi): that lane everywhere
+ *   v_keep (vf, n): lanes n.. become 0; v_load_part (pointer, n): n < V_LANES floats, zeros after them;
+ *   v_copy_part (to, pointer, n): n 16-bit codes, zeros after them; returns `to`
  *   v_store_codes (pointer, vi[64 / V_LANES], limit): 64 int8 clamped to +-limit; the lanes fit 16 bits
  *   v_element_to_float (pointer, magnitude, most, shift, sign): table_shape below says what
  * and then includes this and sim/rows_fused.h.

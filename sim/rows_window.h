@@ -13,12 +13,10 @@ INLINE vf window_step(int average, vf y, vf x)
 /* Whole chunks, from the first channel on. Inlined with constant kind, vectors and operation. */
 INLINE void window_chunks(const bw_window *w, const side *x, side_kind kind, int vectors, int average, size_t chunks)
 {
-    side d = *x;
-    d.kind = kind;
     for (size_t c = 0; c < chunks; c++)
         for (size_t p = 0; p < w->pixels; p++) {
-            uint8_t *const codes = w->x.codes + c * x->code_step + p * w->x.code_step;
-            int8_t *const exps = w->x.exps + c * x->exp_step + p * w->x.exp_step;
+            const spot first =
+                moved(x->first, c * x->code_step + p * x->code_pixel, c * x->exp_step + p * x->exp_pixel);
             vf y[CHUNK_VECTORS];
 #pragma GCC unroll 16
             for (int i = 0; i < vectors; i++)
@@ -26,9 +24,9 @@ INLINE void window_chunks(const bw_window *w, const side *x, side_kind kind, int
             for (size_t i = 0; i < w->rows; i++)
                 for (size_t j = 0; j < w->columns; j++) {
                     vf v[CHUNK_VECTORS];
-                    d.codes = codes + i * w->code_row + j * w->code_column;
-                    d.exps = exps + i * w->exp_row + j * w->exp_column;
-                    read_chunk(&d, vectors, v);
+                    const spot at =
+                        moved(first, i * w->code_row + j * w->code_column, i * w->exp_row + j * w->exp_column);
+                    read_chunk(x, kind, at, NULL, vectors, v);
 #pragma GCC unroll 16
                     for (int k = 0; k < vectors; k++)
                         y[k] = window_step(average, y[k], v[k]);
@@ -49,10 +47,10 @@ static void window_rest(const bw_window *w, const side *x, size_t from)
             vf y = v_set(w->average ? 0.0f : -__builtin_inff());
             for (size_t i = 0; i < w->rows; i++)
                 for (size_t j = 0; j < w->columns; j++) {
-                    side d = *x;
-                    d.codes = w->x.codes + p * w->x.code_step + i * w->code_row + j * w->code_column + c * bytes;
-                    d.exps = w->x.exps + p * w->x.exp_step + i * w->exp_row + j * w->exp_column + c / x->block;
-                    y = window_step(w->average, y, read_vector(&d, w->n - c));
+                    const spot at =
+                        moved(x->first, p * x->code_pixel + i * w->code_row + j * w->code_column + c * bytes,
+                              p * x->exp_pixel + i * w->exp_row + j * w->exp_column + c / x->block);
+                    y = window_step(w->average, y, read_vector(x, at, w->n - c));
                 }
             v_store(w->y + p * w->stride + c, w->average ? y * w->factor : y);
         }
