@@ -2,7 +2,7 @@
 /*
  * Speed of the fast engine: layer shapes of ResNet-50 x formats x ISA, in G multiply-adds per second and percent of
  * the int8 peak measured on the same core. BW_BENCH_THREADS=n (default 1), BW_BENCH_SECONDS=s per figure (0.15),
- * BW_BENCH_ONLY=text for the layers whose name contains it, BW_BENCH_FORMAT=name.
+ * BW_BENCH_ONLY=text for the layers whose name contains it, BW_BENCH_FORMAT=name for any one block format.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -244,12 +244,20 @@ static double measure(const layer *l, bw_format format, const vector_op *o, bw_s
 
 int main(void)
 {
-    static const bw_format formats[] = {BW_FORMAT_MSFP16, BW_FORMAT_MXINT8, BW_FORMAT_MSFP12, BW_FORMAT_MXFP6_E2M3,
-                                        BW_FORMAT_MXFP4_E2M1};
-    const size_t format_count = sizeof formats / sizeof formats[0], layer_count = sizeof layers / sizeof layers[0];
+    bw_format formats[] = {BW_FORMAT_MSFP16, BW_FORMAT_MXINT8, BW_FORMAT_MSFP12, BW_FORMAT_MXFP6_E2M3,
+                           BW_FORMAT_MXFP4_E2M1};
+    const size_t layer_count = sizeof layers / sizeof layers[0];
+    size_t format_count = sizeof formats / sizeof formats[0];
     const char *threads_text = getenv("BW_BENCH_THREADS"), *seconds_text = getenv("BW_BENCH_SECONDS");
     const char *only = getenv("BW_BENCH_ONLY"), *only_format = getenv("BW_BENCH_FORMAT");
     const unsigned threads = threads_text ? (unsigned)strtoul(threads_text, NULL, 10) : 1;
+    if (only_format) {
+        const bw_format_traits *t = bw_format_find(only_format);
+        if (!bw_format_is_block(t))
+            die("BW_BENCH_FORMAT is no block format");
+        formats[0] = t->format;
+        format_count = 1;
+    }
     const double seconds = seconds_text ? strtod(seconds_text, NULL) : 0.15;
     bw_error err;
 
@@ -271,10 +279,6 @@ int main(void)
                 continue;
             printf("  %-24s", layers[i].name);
             for (size_t f = 0; f < format_count; f++) {
-                if (only_format && strcmp(only_format, bw_format_get(formats[f])->name) != 0) {
-                    printf(" %16s", "-");
-                    continue;
-                }
                 double rate = measure(&layers[i], formats[f], NULL, isa, threads, seconds);
                 char text[32];
                 snprintf(text, sizeof text, "%.1f (%.0f%%)", rate, rate / (peak.int8 * threads) * 100);
