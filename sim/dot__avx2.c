@@ -173,6 +173,7 @@ static void widen(const uint8_t *codes, const int16_t *values, size_t blocks, si
 
 const bw_dot_kernels bw_dot_avx2 = {
     .group = GROUP,
+    .wide = &bw_wide_avx2,
     .dot16 = dot16,
     .pack16 = pack16,
     .unpack = unpack,

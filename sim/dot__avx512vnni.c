@@ -468,6 +468,7 @@ const bw_dot_kernels bw_dot_avx512vnni = {
     .dot8 = dot8,
     .pack8 = pack8,
     .sum8 = sum8,
+    .wide = &bw_wide_avx512vnni,
     .dot16 = dot16,
     .pack16 = pack16,
     .unpack = unpack,

@@ -63,6 +63,7 @@ static void unpack(const bw_format_traits *t, const uint8_t *packed, size_t coun
 
 const bw_dot_kernels bw_dot_portable = {
     .group = 4,
+    .wide = &bw_wide_portable,
     .dot16 = dot16,
     .pack16 = pack16,
     .unpack = unpack,

@@ -110,17 +110,19 @@ extern const bw_rows bw_rows_portable, bw_rows_avx2, bw_rows_avx512vnni;
 typedef enum bw_dot_class {
     BW_DOT_S8,  /* both fit int8, and the ISA has a byte dot product */
     BW_DOT_S16, /* both fit int16, block sums fit int32 */
-    BW_DOT_F64, /* block sums < 2^53 */
-    BW_DOT_I128 /* the rest */
+    BW_DOT_F64, /* wide: block sums < 2^53 */
+    BW_DOT_I128 /* wide: the rest, block sums < 2^69 */
 } bw_dot_class;
 
 /*
  * A panel holds input blocks the way the kernels want them, and each output pixel's window is a list of runs in it:
- *   codes   uint8 = code + 128 (S8), int16 (S16), double (F64), int64 (I128)
- *   scale   one int32 a block: e << 23 (S8), (127 + e) << 23 (all others)
- * It is either the input region under some rows of output pixels, packed once and shared by all windows that meet
- * there, or a row of its own for each pixel (im2col). Packers go upwards and may write a vector past what they pack.
+ *   codes   uint8 = code + 128 (S8), int16 (S16), double (wide)
+ *   scale   one int32 a block: e << 23 (S8), (127 + e) << 23 (all others); I128: | BW_WIDE_MARK if the sums of the
+ * block may not be exact in a double It is either the input region under some rows of output pixels, packed once and
+ * shared by all windows that meet there, or a row of its own for each pixel (im2col). Packers go upwards and may write
+ * a vector past what they pack.
  */
+#define BW_WIDE_MARK   1
 #define BW_PANEL_SLACK 64u /* bytes, after the codes and after the scales */
 
 /* Blocks that lie side by side in the panel and in the reduction. */
@@ -174,6 +176,7 @@ typedef struct bw_dot_kernels {
     void (*dot8)(const bw_dot_args *args);   /* NULL: the ISA has none */
     void (*pack8)(const bw_pack_args *args); /* NULL with dot8, as are sum8 and map8 */
     void (*sum8)(const int8_t *weights, const int8_t *exps, size_t blocks, size_t block, int32_t *sums);
+    const struct bw_wide_kernels *wide; /* F64 and I128 */
     void (*dot16)(const bw_dot_args *args);
     void (*pack16)(const bw_pack_args *args);
     void (*map8)(const int16_t *values, size_t count, uint8_t *codes); /* in place; NULL with dot8 */
@@ -189,11 +192,21 @@ extern const bw_dot_kernels bw_dot_portable, bw_dot_avx2, bw_dot_avx512vnni;
 void bw_pack_words(const bw_pack_args *args);
 void bw_widen_words(const uint8_t *packed, size_t blocks, size_t block, int16_t *out);
 
-/* The classes that are not worth an ISA (dot_wide.c). Codes: INT16 two bytes each, else one. */
-void bw_dot_wide(bw_dot_class c, const bw_dot_args *args);
-void bw_pack_wide(bw_dot_class c, const bw_format_traits *t, const bw_pack_args *args);
-void bw_widen_wide(bw_dot_class c, const bw_format_traits *t, const uint8_t *codes, size_t blocks, size_t block,
-                   void *out);
+/* The wide classes (dot_wide.c, dot_wide__ISA.c). Codes: INT16 two bytes each, else one. widen: to
+ * [blocks][block][16].
+ */
+typedef struct bw_wide_kernels {
+    void (*dot)(const bw_dot_args *args);
+    void (*pack)(bw_dot_class c, const bw_format_traits *t, const bw_pack_args *args);
+    void (*widen)(const bw_format_traits *t, const uint8_t *codes, size_t blocks, size_t block, double *out);
+} bw_wide_kernels;
+
+extern const bw_wide_kernels bw_wide_portable, bw_wide_avx2, bw_wide_avx512vnni;
+
+void bw_pack_wide_portable(bw_dot_class c, const bw_format_traits *t, const bw_pack_args *args);
+void bw_widen_wide_portable(const bw_format_traits *t, const uint8_t *codes, size_t blocks, size_t block, double *out);
+/* s: blocks whose activations are all multiples of 2^s have exact sums and are not marked. */
+unsigned bw_wide_unit(bw_dot_class c, const bw_format_traits *activations, size_t block);
 
 /* --- plan and run --------------------------------------------------------------------------------------------------
  */

@@ -306,7 +306,7 @@ static void pack_blocks(const job *j, size_t image, int64_t y, int64_t x, size_t
     else if (plan->dot == BW_DOT_S16)
         j->engine->dots->pack16(args);
     else
-        bw_pack_wide(plan->dot, plan->in.format.traits, args);
+        j->engine->dots->wide->pack(plan->dot, plan->in.format.traits, args);
     args->out = (uint8_t *)args->out + count * args->block * code_bytes(plan->dot);
     args->scale += count;
 }
@@ -452,7 +452,7 @@ static const uint8_t *tile_weights(const job *j, size_t tile, size_t n, size_t k
         dots->widen(bytes, values, count, block, (int16_t *)(void *)s->weights);
         return s->weights;
     default:
-        bw_widen_wide(plan->dot, t, bytes, count, block, s->weights);
+        dots->wide->widen(t, bytes, count, block, (double *)(void *)s->weights);
         return s->weights;
     }
 }
@@ -518,7 +518,7 @@ static void run_kernels(const job *j, const area *a, const call *c, float *acc)
             else if (plan->dot == BW_DOT_S16)
                 dots->dot16(&args);
             else
-                bw_dot_wide(plan->dot, &args);
+                dots->wide->dot(&args);
         }
     }
 }
