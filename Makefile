@@ -61,7 +61,7 @@ FUZZ_BIN     := $(FUZZERS:%=$(BUILD)/tests/fuzz/fuzz_%)
 SCRIPT_TESTS := $(wildcard tests/cli/test_*.sh tests/service/test_*.sh tests/docs/test_*.sh)
 
 .DEFAULT_GOAL := all
-.PHONY: all help deps check test test-long conformance asan ubsan tsan fuzz fuzz-build bench bench-service install uninstall demo clean report \
+.PHONY: all help deps check test test-long conformance asan ubsan tsan fuzz fuzz-build bench bench-service bench-quantize install uninstall demo clean report \
     unit-tests tests-build format FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -184,6 +184,10 @@ bench: all $(BENCHES)
 bench-service: all
 	@sh tests/bench/echo/build.sh $(BUILD)/echo || test $$? = 3
 	@/usr/bin/python3 tests/bench/bench_service.py $(BUILD)/bin $(BUILD)/echo $(BENCH_SERVICE)
+
+## bench-quantize: time, memory and progress of quantizing ResNet-50; BENCH_QUANTIZE='--runs 5 --json FILE ...'
+bench-quantize: all
+	@/usr/bin/python3 tests/bench/bench_quantize.py $(BUILD)/bin $(BENCH_QUANTIZE)
 
 ## demo: dependencies, build, then the main job on real pictures
 demo: deps

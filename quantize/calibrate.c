@@ -208,8 +208,7 @@ static bw_status run_batch(struct session *s, bw_runner *runner, bw_executor *ex
     return status;
 }
 
-/* Samples of a batch; a network of a fixed batch has no choice. Results do not depend on it. */
-static int64_t batch_of(const bw_graph *g)
+int64_t bw_calibration_batch(const bw_graph *g)
 {
     int64_t largest = 1, fixed = g->values[g->inputs[0]].dims[0];
     for (int v = 0; v < g->value_count; v++) {
@@ -230,7 +229,7 @@ bw_status bw_calibrate(bw_graph *g, const bw_compiled *c, const bw_calibration *
                        g->name, g->input_count);
     int64_t count = bw_dataset_count(o->data), fixed = g->values[g->inputs[0]].dims[0];
     count = o->count > 0 && o->count < count ? o->count : count;
-    int64_t step = batch_of(g);
+    int64_t step = bw_calibration_batch(g);
     if (count < 1 || (fixed > 1 && (count -= count % fixed) < 1))
         return bw_fail(err, BW_INVALID_ARGUMENT, "%s: not enough samples to calibrate with", o->data_name);
     struct session s = {.g = g,
@@ -246,8 +245,9 @@ bw_status bw_calibrate(bw_graph *g, const bw_compiled *c, const bw_calibration *
         status = bw_executor_create(g, &ex, err);
     if (!status && !(status = take_unordered(g, c, ex, err)))
         bw_executor_take_weights(ex, g);
-    bw_progress p;
-    bw_progress_begin(&p, "calibrating", (uint64_t)count, o->quiet);
+    char note[96];
+    snprintf(note, sizeof note, "calibrating on %lld samples", (long long)count);
+    bw_bar_enter(o->progress, BW_PHASE_CALIBRATE, note);
     s.labels = bw_dataset_has_labels(o->data) ? labels : NULL;
     for (int64_t at = 0; at < count && !status; at += step) {
         bw_array batch = {0};
@@ -256,9 +256,8 @@ bw_status bw_calibrate(bw_graph *g, const bw_compiled *c, const bw_calibration *
         if (!status)
             status = run_batch(&s, runner, ex, &batch);
         bw_array_free(&batch);
-        bw_progress_step(&p, (uint64_t)(at + n));
+        bw_bar_step(o->progress, (double)(at + n) / (double)count);
     }
-    bw_progress_end(&p);
     if (!status && !(*quality = report(&s, c, count, o->data_name)))
         status = bw_fail(err, BW_NO_MEMORY, "out of memory while calibrating");
     bw_runner_destroy(runner);

@@ -11,12 +11,13 @@
 
 #include "host/dataset.h"
 #include "quantize/compile.h"
+#include "quantize/progress.h"
 
 typedef struct bw_calibration {
     bw_dataset *data;
-    const char *data_name; /* base name, recorded */
-    int64_t count;         /* samples to use; <= 0: all */
-    int quiet;
+    const char *data_name;     /* base name, recorded */
+    int64_t count;             /* samples to use; <= 0: all */
+    bw_progress_bar *progress; /* entered by each function; NULL: none */
 } bw_calibration;
 
 /*
@@ -35,5 +36,8 @@ bw_status bw_calibrate(bw_graph *g, const bw_compiled *c, const bw_calibration *
  */
 bw_status bw_correct_biases(bw_graph *g, const bw_recipe *recipe, const bw_calibration *options, int *corrected,
                             bw_error *err);
+
+/* Samples that are run together: few of a network with large values. Results do not depend on it. */
+int64_t bw_calibration_batch(const bw_graph *g);
 
 #endif

@@ -5,15 +5,15 @@
  * what the corrected layers before it give. See Nagel et al., "Data-Free Quantization Through Weight Equalization and
  * Bias Correction", ICCV 2019, section 4.2 (here: the empirical form).
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "host/cli.h"
+#include "host/ops/parallel.h"
 #include "quantize/calibrate.h"
 #include "quantize/lower.h"
 #include "quantize/runner.h"
-
-#define BATCH 16
 
 struct layer {
     int node, value, depth;
@@ -28,10 +28,29 @@ struct correction {
     const bw_calibration *o;
     struct layer *layers;
     int layer_count, depth;
-    int *layer_of; /* value -> layer, -1 */
-    int into_got;  /* which sums are being made */
+    int *layer_of;       /* value -> layer, -1 */
+    int into_got;        /* which sums are being made */
+    double seen, to_see; /* samples, over all runs */
     bw_error *err;
 };
+
+struct sums {
+    const float *x;
+    double *sum; /* per channel */
+    int64_t batch, channels, pixels;
+};
+
+/* Each channel in the order of the samples: the batch leaves no trace in the sum. */
+static void sum_channels(int64_t from, int64_t to, void *user)
+{
+    const struct sums *s = user;
+    for (int64_t ch = from; ch < to; ch++)
+        for (int64_t b = 0; b < s->batch; b++) {
+            const float *x = s->x + (b * s->channels + ch) * s->pixels;
+            for (int64_t p = 0; p < s->pixels; p++)
+                s->sum[ch] += (double)x[p];
+        }
+}
 
 static void add_sums(struct correction *c, int value, const bw_array *a)
 {
@@ -42,12 +61,8 @@ static void add_sums(struct correction *c, int value, const bw_array *a)
     int64_t pixels = 1;
     for (int d = 2; d < a->rank; d++)
         pixels *= a->dims[d];
-    const float *x = a->data;
-    double *sum = c->into_got ? l->got : l->want;
-    for (int64_t b = 0; b < a->dims[0]; b++)
-        for (int64_t ch = 0; ch < l->channels; ch++, x += pixels)
-            for (int64_t p = 0; p < pixels; p++)
-                sum[ch] += (double)x[p];
+    struct sums s = {a->data, c->into_got ? l->got : l->want, a->dims[0], l->channels, pixels};
+    bw_parallel(l->channels, 1 + 65536 / (pixels * a->dims[0]), sum_channels, &s);
     if (!c->into_got)
         l->pixels += pixels * a->dims[0];
 }
@@ -103,9 +118,9 @@ static bw_status find_layers(struct correction *c)
 }
 
 /* One pass over the samples: the float network (runner NULL) or the quantized one. */
-static bw_status pass(struct correction *c, const bw_graph *g, bw_executor *ex, bw_runner *runner, bw_progress *p)
+static bw_status pass(struct correction *c, const bw_graph *g, bw_executor *ex, bw_runner *runner)
 {
-    int64_t fixed = c->g->values[c->g->inputs[0]].dims[0], step = fixed > 0 ? fixed : BATCH;
+    int64_t fixed = c->g->values[c->g->inputs[0]].dims[0], step = bw_calibration_batch(c->g);
     int64_t count = bw_dataset_count(c->o->data);
     count = c->o->count > 0 && c->o->count < count ? c->o->count : count;
     count -= count % (fixed > 0 ? fixed : 1);
@@ -123,14 +138,15 @@ static bw_status pass(struct correction *c, const bw_graph *g, bw_executor *ex, 
         bw_array_free(&batch);
         if (bw_cli_interrupted())
             s = bw_fail(c->err, BW_CANCELLED, "interrupted: nothing was written");
-        bw_progress_step(p, p->done + (uint64_t)n);
+        c->seen += (double)n;
+        bw_bar_step(c->o->progress, c->seen / c->to_see);
     }
     free(out);
     return s;
 }
 
 /* Runs the network compiled with the layers of this depth as outputs, so that their sums can be seen. */
-static bw_status measure(struct correction *c, bw_progress *p)
+static bw_status measure(struct correction *c)
 {
     bw_graph *h = bw_graph_clone(c->g);
     int *ids = malloc(((size_t)c->g->output_count + (size_t)c->layer_count + 1) * sizeof *ids), count = 0;
@@ -150,7 +166,7 @@ static bw_status measure(struct correction *c, bw_progress *p)
         s = bw_graph_set_outputs(h, ids, count);
     if (!s && !(s = bw_compile(h, c->recipe, &compiled, c->err)) &&
         !(s = bw_runner_create(h, &compiled, &runner, c->err)))
-        s = pass(c, h, NULL, runner, p);
+        s = pass(c, h, NULL, runner);
     bw_runner_destroy(runner);
     bw_compiled_free(&compiled);
     bw_graph_free(h);
@@ -205,21 +221,28 @@ bw_status bw_correct_biases(bw_graph *g, const bw_recipe *recipe, const bw_calib
         depths = c.layers[i].depth + 1 > depths ? c.layers[i].depth + 1 : depths;
     int64_t count = bw_dataset_count(options->data);
     count = options->count > 0 && options->count < count ? options->count : count;
-    bw_progress p;
-    bw_progress_begin(&p, "correcting biases", (uint64_t)count * (uint64_t)(depths + 1), options->quiet);
-    if (!s && !(s = bw_executor_create(g, &ex, err)))
-        s = pass(&c, g, ex, NULL, &p);
+    char note[96];
+    snprintf(note, sizeof note, "correcting the biases of %d layers on %lld samples", c.layer_count, (long long)count);
+    c.to_see = (double)count * (double)(depths + 1);
+    bw_bar_enter(options->progress, BW_PHASE_CORRECT, note);
+    unsigned char *any = malloc((size_t)g->value_count + 1);
+    for (int v = 0; any && !s && v < g->value_count; v++)
+        any[v] = c.layer_of[v] < 0;
+    if (!s && !any)
+        s = bw_fail(err, BW_NO_MEMORY, "out of memory while correcting biases");
+    if (!s && !(s = bw_executor_create(g, &ex, err)) && !(s = bw_executor_observe_unordered(ex, any, err)))
+        s = pass(&c, g, ex, NULL);
+    free(any);
     bw_executor_destroy(ex);
     c.into_got = 1;
     for (c.depth = 0; c.depth < depths && !s; c.depth++) {
-        s = measure(&c, &p);
+        s = measure(&c);
         for (int i = 0; i < c.layer_count && !s; i++)
             if (c.layers[i].depth == c.depth && c.layers[i].pixels > 0) {
                 s = correct(&c, &c.layers[i]);
                 *corrected += !s;
             }
     }
-    bw_progress_end(&p);
     for (int i = 0; i < c.layer_count; i++) {
         free(c.layers[i].want);
         free(c.layers[i].got);

@@ -228,12 +228,14 @@ static bw_status cut_graph(const bw_graph *g, const bw_placement *p, int level, 
 /* --- stages ----------------------------------------------------------------------------------------------------- */
 
 static bw_status compile_device(const bw_graph *g, const bw_recipe *recipe, const bw_placement *p, int level,
-                                const struct id_list *in, const struct id_list *out, bw_stage *stage, bw_error *err)
+                                const struct id_list *in, const struct id_list *out, bw_pack_progress *progress,
+                                bw_stage *stage, bw_error *err)
 {
     bw_ir ir;
     bw_status s = bw_lower(g, recipe, p, level, in->ids, in->count, out->ids, out->count, &ir, err);
     if (s)
         return s;
+    ir.progress = progress;
     s = bw_layout(&ir, err);
     if (!s)
         s = bw_emit(&ir, stage, err);
@@ -242,7 +244,7 @@ static bw_status compile_device(const bw_graph *g, const bw_recipe *recipe, cons
 }
 
 static bw_status compile_stage(const bw_graph *g, const bw_recipe *recipe, const bw_placement *p, int level,
-                               bw_stage *stage, bw_error *err)
+                               bw_pack_progress *progress, bw_stage *stage, bw_error *err)
 {
     struct id_list in, out;
     stage->device = level & 1;
@@ -252,7 +254,7 @@ static bw_status compile_stage(const bw_graph *g, const bw_recipe *recipe, const
     if (!s)
         s = describe(g, &out, &stage->outputs, &stage->output_count, err);
     if (!s && stage->device)
-        s = compile_device(g, recipe, p, level, &in, &out, stage, err);
+        s = compile_device(g, recipe, p, level, &in, &out, progress, stage, err);
     else if (!s)
         s = cut_graph(g, p, level, &in, &out, &stage->graph, err);
     free(in.ids);
@@ -270,6 +272,15 @@ static int level_used(const bw_graph *g, const bw_placement *p, int level)
 
 bw_status bw_compile(const bw_graph *g, const bw_recipe *recipe, bw_compiled *out, bw_error *err)
 {
+    return bw_compile_watched(g, recipe, NULL, NULL, out, err);
+}
+
+bw_status bw_compile_watched(const bw_graph *g, const bw_recipe *recipe, bw_compile_watch *watch, void *user,
+                             bw_compiled *out, bw_error *err)
+{
+    bw_pack_progress progress = {.watch = watch, .user = user};
+    for (int v = 0; v < g->value_count && watch; v++)
+        progress.total += g->values[v].constant ? (uint64_t)bw_array_count(g->values[v].constant) : 0;
     *out = (bw_compiled){0};
     bw_status s = check_recipe(recipe, err);
     bw_placement p;
@@ -291,7 +302,7 @@ bw_status bw_compile(const bw_graph *g, const bw_recipe *recipe, bw_compiled *ou
         s = no_memory(err);
     for (int l = 0; l < p.levels && !s; l++)
         if (level_used(g, &p, l))
-            s = compile_stage(g, recipe, &p, l, &out->stages[out->stage_count++], err);
+            s = compile_stage(g, recipe, &p, l, &progress, &out->stages[out->stage_count++], err);
     bw_placement_free(&p);
     if (s)
         bw_compiled_free(out);

@@ -61,6 +61,11 @@ typedef struct bw_compiled {
 bw_status bw_compile(const bw_graph *g, const bw_recipe *recipe, bw_compiled *out, bw_error *err);
 void bw_compiled_free(bw_compiled *c);
 
+/* Told of every layer packed: `done` of `total` numbers; non-zero ends the compilation with BW_CANCELLED. */
+typedef int bw_compile_watch(uint64_t done, uint64_t total, void *user);
+bw_status bw_compile_watched(const bw_graph *g, const bw_recipe *recipe, bw_compile_watch *watch, void *user,
+                             bw_compiled *out, bw_error *err);
+
 /* 1 if bw_compile would put this node of the graph (after passes.h, shapes known) on the accelerator. */
 int bw_compile_on_device(const bw_graph *g, int node);
 

@@ -331,6 +331,19 @@ static bw_status finish(struct emitter *e, bw_stage *stage)
     return s;
 }
 
+/* Tells whoever watches that one more layer is packed. */
+static bw_status tell(const bw_ir *ir, const bw_ir_op *op, bw_error *err)
+{
+    bw_pack_progress *p = ir->progress;
+    if (!p || !p->watch || (op->opcode != BW_OP_CONV && op->opcode != BW_OP_DWCONV))
+        return BW_OK;
+    const bw_geometry *geo = op->patched ? &op->source : &op->geo;
+    p->done += (uint64_t)(op->w.outputs * op->w.group_channels * geo->kernel[0] * geo->kernel[1]);
+    p->done = p->done < p->total ? p->done : p->total;
+    return p->watch(p->done, p->total, p->user) ? bw_fail(err, BW_CANCELLED, "interrupted: nothing was written")
+                                                : BW_OK;
+}
+
 bw_status bw_emit(bw_ir *ir, bw_stage *stage, bw_error *err)
 {
     struct emitter e = {.ir = ir, .encoded = calloc((size_t)ir->value_count + 1, 1), .stage = stage, .err = err};
@@ -343,8 +356,8 @@ bw_status bw_emit(bw_ir *ir, bw_stage *stage, bw_error *err)
     if (!s)
         s = bw_blob_room(&e.blob, room, err);
     for (int i = 0; i < ir->op_count && !s; i++)
-        if (!ir->ops[i].dead)
-            s = emit_op(&e, &ir->ops[i]);
+        if (!ir->ops[i].dead && !(s = emit_op(&e, &ir->ops[i])))
+            s = tell(ir, &ir->ops[i], err);
     if (!s)
         s = finish(&e, stage);
     if (!s)

@@ -133,9 +133,16 @@ typedef struct bw_ir_op {
     int node; /* of the graph, for messages */
 } bw_ir_op;
 
+typedef struct bw_pack_progress { /* over all stages */
+    bw_compile_watch *watch;      /* NULL: nobody */
+    void *user;
+    uint64_t done, total; /* weights */
+} bw_pack_progress;
+
 typedef struct bw_ir {
     const bw_graph *g;
     const bw_recipe *recipe;
+    bw_pack_progress *progress;
     bw_ir_value *values;
     int value_count, value_capacity;
     bw_ir_op *ops;

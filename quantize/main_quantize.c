@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <malloc.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -12,6 +13,7 @@
 #include "quantize/calibrate.h"
 #include "quantize/manifest.h"
 #include "quantize/passes.h"
+#include "quantize/survey.h"
 
 #define COMMAND      "quantize"
 #define BINDINGS_MAX 64
@@ -407,6 +409,7 @@ struct job {
     bw_dataset *data;
     bw_preprocess preprocess;
     json_t *preprocess_json, *labels, *quality;
+    bw_progress_bar bar;
 };
 
 static bw_status interrupted(bw_error *err)
@@ -414,16 +417,79 @@ static bw_status interrupted(bw_error *err)
     return bw_cli_interrupted() ? bw_fail(err, BW_CANCELLED, "interrupted: nothing was written") : BW_OK;
 }
 
+/* --- what each phase will take, in seconds on some machine ------------------------------------------------------ */
+
+#define READ_BYTE     1.6e-9
+#define FOLD_BYTE     0.2e-9
+#define PACK_WEIGHT   9e-9
+#define PACK_MSE      2.5 /* times as much with that scale rule */
+#define FLOAT_MAC     10e-12
+#define NARROW_MAC    6e-12
+#define WRITE_BYTE    1.5e-9
+#define MACS_OF_BYTE  40. /* a guess, before the network is known */
+#define COUNT_UNKNOWN 100.
+
+static double pack_seconds(const struct job *j, double weights)
+{
+    return weights * PACK_WEIGHT * (j->a.recipe.core.scale_rule == BW_SCALE_MSE ? PACK_MSE : 1);
+}
+
+/* Of the network, once it is known, else of its file. */
+static void expect(struct job *j)
+{
+    struct stat st;
+    double bytes = stat(j->a.model, &st) ? 0 : (double)st.st_size, weights = bytes / 4, macs = bytes * MACS_OF_BYTE;
+    double count = j->a.calib_count > 0 ? (double)j->a.calib_count : COUNT_UNKNOWN;
+    int layers = 50;
+    if (j->g) {
+        weights = macs = layers = 0;
+        for (int v = 0; v < j->g->value_count; v++)
+            weights += j->g->values[v].constant ? (double)bw_array_count(j->g->values[v].constant) : 0;
+        for (int n = 0; n < j->g->node_count; n++) {
+            macs += (double)bw_survey_macs(j->g, n);
+            layers += bw_survey_macs(j->g, n) > 0;
+        }
+    }
+    if (j->data && (double)bw_dataset_count(j->data) < (j->a.calib_count > 0 ? count : INFINITY))
+        count = (double)bw_dataset_count(j->data);
+    double narrow = count * macs * NARROW_MAC, both = narrow + count * macs * FLOAT_MAC;
+    bw_bar_expect(&j->bar, BW_PHASE_READ, bytes * READ_BYTE);
+    bw_bar_expect(&j->bar, BW_PHASE_PASSES, bytes * FOLD_BYTE);
+    bw_bar_expect(&j->bar, BW_PHASE_PACK, pack_seconds(j, weights));
+    bw_bar_expect(&j->bar, BW_PHASE_CORRECT,
+                  j->a.recipe.bias_correction ? both + layers * (narrow + pack_seconds(j, weights)) : 0);
+    bw_bar_expect(&j->bar, BW_PHASE_CALIBRATE, j->a.calib ? both : 0);
+    bw_bar_expect(&j->bar, BW_PHASE_WRITE, weights * WRITE_BYTE);
+}
+
+static bw_status open_samples(struct job *j, bw_error *err)
+{
+    const bw_value *in = &j->g->values[j->g->inputs[0]];
+    return bw_dataset_open(j->a.calib, j->preprocess_json ? &j->preprocess : NULL, in->name, in->rank, in->dims,
+                           &j->data, err);
+}
+
+static int on_packed(uint64_t done, uint64_t total, void *user)
+{
+    bw_bar_step(user, (double)done / (double)(total ? total : 1));
+    return bw_cli_interrupted();
+}
+
 static bw_status load(struct job *j, bw_error *err)
 {
     bw_status s = BW_OK;
+    bw_bar_begin(&j->bar, j->a.quiet);
+    expect(j);
+    bw_bar_enter(&j->bar, BW_PHASE_READ, NULL);
     if (j->a.labels && (s = read_labels(j->a.labels, &j->labels, err)))
         return s;
     if (j->a.preprocess && (s = read_preprocess(j->a.preprocess, &j->preprocess, &j->preprocess_json, err)))
         return s;
     if ((s = bw_onnx_import(j->a.model, j->a.bindings, j->a.binding_count, &j->g, &j->info, err)) ||
-        (s = keep_graph(j->a.keep, "1-imported", j->g, err)) ||
-        (s = j->a.recipe.keep_batchnorm ? bw_passes_run_unfolded(j->g, err) : bw_passes_run(j->g, err)) ||
+        (s = keep_graph(j->a.keep, "1-imported", j->g, err)))
+        return s;
+    bw_bar_enter(&j->bar, BW_PHASE_PASSES, NULL);
+    if ((s = j->a.recipe.keep_batchnorm ? bw_passes_run_unfolded(j->g, err) : bw_passes_run(j->g, err)) ||
         (s = keep_graph(j->a.keep, "2-passes", j->g, err)))
         return s;
     if (j->preprocess_json) {
@@ -431,17 +497,16 @@ static bw_status load(struct job *j, bw_error *err)
         if ((s = bw_preprocess_check(&j->preprocess, in->name, in->rank, in->dims, err)))
             return s;
     }
+    if (j->a.calib && (s = open_samples(j, err)))
+        return s;
+    expect(j);
     return interrupted(err);
 }
 
 static bw_status calibrate(struct job *j, bw_error *err)
 {
-    const bw_value *in = &j->g->values[j->g->inputs[0]];
-    bw_status s = bw_dataset_open(j->a.calib, j->preprocess_json ? &j->preprocess : NULL, in->name, in->rank, in->dims,
-                                  &j->data, err);
-    if (s)
-        return s;
-    bw_calibration o = {j->data, base_name(j->a.calib), j->a.calib_count, j->a.quiet};
+    bw_status s;
+    bw_calibration o = {j->data, base_name(j->a.calib), j->a.calib_count, &j->bar};
     if (j->a.recipe.bias_correction) {
         int corrected = 0;
         s = bw_correct_biases(j->g, &j->a.recipe.core, &o, &corrected, err);
@@ -525,7 +590,10 @@ static bw_status run(struct job *j, bw_error *err)
     if (j->a.keep && mkdir(j->a.keep, 0777) && errno != EEXIST)
         return bw_fail(err, BW_IO, "--keep-intermediate: cannot make '%s': %s", j->a.keep, strerror(errno));
     bw_status s = load(j, err);
-    if (s || (s = bw_compile(j->g, &j->a.recipe.core, &j->compiled, err)))
+    if (s)
+        return s;
+    bw_bar_enter(&j->bar, BW_PHASE_PACK, NULL);
+    if ((s = bw_compile_watched(j->g, &j->a.recipe.core, on_packed, &j->bar, &j->compiled, err)))
         return s;
     if ((s = interrupted(err)) || (j->a.calib && (s = calibrate(j, err))))
         return s;
@@ -545,6 +613,7 @@ static bw_status run(struct job *j, bw_error *err)
                             .quality = j->quality};
     if ((s = interrupted(err)))
         return s;
+    bw_bar_enter(&j->bar, BW_PHASE_WRITE, NULL);
     return bw_package_from_compiled(&m, j->a.output, err);
 }
 
@@ -560,7 +629,9 @@ int main(int argc, char **argv)
     bw_cli_catch_interrupts();
     bw_error err;
     code = BW_EXIT_OK;
-    if (run(&j, &err))
+    bw_status failed = run(&j, &err);
+    bw_bar_end(&j.bar, !failed);
+    if (failed)
         code = bw_cli_fail(COMMAND, &err);
     else if (!j.a.quiet)
         print_summary(&j);

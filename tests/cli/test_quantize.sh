@@ -158,7 +158,7 @@ np.save(sys.argv[1], np.zeros([60000] + shape, np.float32))
 PY
 "$bin/blockwave-quantize" "$model" -o "$out" --calib "$work/many.npy" >"$work/out" 2>"$work/err" &
 child=$!
-for _ in $(seq 200); do # until the first tenth is reported, then in the middle of it
+for _ in $(seq 200); do # until it has begun, then in the middle of it
     grep -q calibrating "$work/err" && break
     sleep 0.05
 done
