@@ -178,4 +178,5 @@ const bw_dot_kernels bw_dot_avx2 = {
     .pack16 = pack16,
     .unpack = unpack,
     .widen = widen,
+    .widen_words = bw_widen_words_avx2,
 };

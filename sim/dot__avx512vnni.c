@@ -474,4 +474,5 @@ const bw_dot_kernels bw_dot_avx512vnni = {
     .unpack = unpack,
     .map8 = map8,
     .widen = widen,
+    .widen_words = bw_widen_words_avx512vnni,
 };

@@ -68,4 +68,5 @@ const bw_dot_kernels bw_dot_portable = {
     .pack16 = pack16,
     .unpack = unpack,
     .widen = widen,
+    .widen_words = bw_widen_words_portable,
 };

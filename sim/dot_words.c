@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * CONV operands of kind INT16 (mx9), in class S16: activations are copied as they are, weights of 9 bits are brought
- * from their packed order to pairs. Both are a small part of the time, whatever the ISA.
+ * CONV operands of kind INT16 (mx9), in class S16: activations are copied as they are, whatever the ISA; weights of 9
+ * bits are brought from their packed order to pairs.
  */
 #include <string.h>
 
@@ -25,7 +25,7 @@ static inline int16_t nine_bits(uint64_t word, unsigned shift)
 }
 
 /* Packed: 8 codes, of two outputs x 4, are 9 bytes. */
-void bw_widen_words(const uint8_t *packed, size_t blocks, size_t block, int16_t *out)
+void bw_widen_words_portable(const uint8_t *packed, size_t blocks, size_t block, int16_t *out)
 {
     for (size_t q = 0; q < blocks * block / 4; q++, out += BW_OUTPUT_TILE * 4)
         for (size_t n = 0; n < BW_OUTPUT_TILE; n += 2, packed += 9) {

@@ -184,13 +184,16 @@ typedef struct bw_dot_kernels {
     void (*unpack)(const bw_format_traits *t, const uint8_t *packed, size_t count, uint8_t *codes);
     /* count weight bytes (canonical order, blocks of 16 x block) to S16 order. */
     void (*widen)(const uint8_t *codes, const int16_t *values, size_t blocks, size_t block, int16_t *out);
+    void (*widen_words)(const uint8_t *packed, size_t blocks, size_t block, int16_t *out);
 } bw_dot_kernels;
 
 extern const bw_dot_kernels bw_dot_portable, bw_dot_avx2, bw_dot_avx512vnni;
 
-/* Operands of kind INT16 in class S16 (dot_words.c): as pack16, and as unpack and widen at once. */
+/* Operands of kind INT16 in class S16 (dot_words.c, dot_words__ISA.c): as pack16, and as unpack and widen at once. */
 void bw_pack_words(const bw_pack_args *args);
-void bw_widen_words(const uint8_t *packed, size_t blocks, size_t block, int16_t *out);
+void bw_widen_words_portable(const uint8_t *packed, size_t blocks, size_t block, int16_t *out);
+void bw_widen_words_avx2(const uint8_t *packed, size_t blocks, size_t block, int16_t *out);
+void bw_widen_words_avx512vnni(const uint8_t *packed, size_t blocks, size_t block, int16_t *out);
 
 /* The wide classes (dot_wide.c, dot_wide__ISA.c). Codes: INT16 two bytes each, else one. widen: to
  * [blocks][block][16].

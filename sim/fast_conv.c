@@ -433,7 +433,7 @@ static const uint8_t *tile_weights(const job *j, size_t tile, size_t n, size_t k
     uint8_t *own = s->bytes + n * plan->chunk * block * BW_OUTPUT_TILE;
     const uint8_t *bytes = packed;
     if (t->kind == BW_KIND_INT16 && plan->dot == BW_DOT_S16) {
-        bw_widen_words(packed, count, block, (int16_t *)(void *)s->weights);
+        dots->widen_words(packed, count, block, (int16_t *)(void *)s->weights);
         return s->weights;
     }
     if (t->kind == BW_KIND_INT16) {

@@ -364,9 +364,14 @@ static void unpack_equals_formats(void **state)
 static void widen_words_equals_formats(void **state)
 {
     (void)state;
+    const bw_dot_kernels *kernels[] = {&bw_dot_portable, &bw_dot_avx2, &bw_dot_avx512vnni};
     const bw_format_traits *t = bw_format_find("mx9");
     enum { BLOCKS = 3 };
-    for (size_t block = 16; block <= 128; block *= 2) {
+    for (unsigned round = 0; round < 12; round++) {
+        const bw_sim_isa isa = (bw_sim_isa)(BW_SIM_ISA_PORTABLE + round / 4);
+        const size_t block = (size_t)16 << round % 4;
+        if (!bw_sim_isa_available(isa))
+            continue;
         const size_t count = BLOCKS * block * 16, size = bw_packed_size(t, count);
         uint8_t *packed = malloc(size);
         int16_t *codes = malloc(2 * count), *pairs = malloc(2 * count);
@@ -374,7 +379,7 @@ static void widen_words_equals_formats(void **state)
         for (size_t i = 0; i < size; i++)
             packed[i] = (uint8_t)random_u32();
         bw_unpack(t, packed, count, codes);
-        bw_widen_words(packed, BLOCKS, block, pairs);
+        kernels[isa - 1]->widen_words(packed, BLOCKS, block, pairs);
         for (size_t k = 0; k < BLOCKS; k++)
             for (size_t i = 0; i < block; i++)
                 for (size_t n = 0; n < 16; n++)
