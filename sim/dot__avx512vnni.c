@@ -167,13 +167,28 @@ INLINE void dot8_many(const bw_dot_args *g, const unsigned P, const unsigned T, 
             _mm512_storeu_ps(g->acc + p * g->stride + 16 * t, s[p][t]);
 }
 
-/* One pixel: the weights are read once, and summed on the way. */
-static void dot8_one(const bw_dot_args *g)
+/* Far enough ahead for memory to keep up with one pixel. */
+#define AHEAD 4096
+
+/* 64 codes; 4 bits each if `values` has what they stand for (16 values, four times). */
+INLINE __m512i load_codes(const uint8_t *w, const __m512i *values)
+{
+    if (!values)
+        return _mm512_loadu_si512(w);
+    const __m512i nibbles = _mm512_set1_epi16(0x0F0F);
+    const __m512i x = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)w));
+    /* (x | x << 4) & nibbles */
+    return _mm512_shuffle_epi8(*values, _mm512_ternarylogic_epi32(x, _mm512_slli_epi16(x, 4), nibbles, 0xA8));
+}
+
+/* One pixel: the weights are read once, unpacked and summed on the way. */
+INLINE void dot8_one(const bw_dot_args *g, const __m512i *values)
 {
     const __m512i half = _mm512_set1_epi8((char)0x80), magic = _mm512_set1_epi32(MAGIC);
-    const size_t B = g->block;
+    const size_t B = g->block, bytes = values ? 32 : 64;
     for (size_t t = 0; t < g->tiles; t++) {
-        const int8_t *w = (const int8_t *)g->weights + t * g->weight_step, *we = g->weight_exps + t * g->exp_step;
+        const uint8_t *w = (const uint8_t *)g->weights + t * g->weight_step;
+        const int8_t *we = g->weight_exps + t * g->exp_step;
         __m512 s = _mm512_loadu_ps(g->start ? g->start + 16 * t : g->acc + 16 * t);
         for (size_t r = 0; r < g->run_count; r++) {
             const uint8_t *a = (const uint8_t *)g->codes + g->runs[r].at * B;
@@ -181,8 +196,10 @@ static void dot8_one(const bw_dot_args *g)
             for (size_t left = g->runs[r].blocks; left; left--, we += 16, ea++) {
                 const __m512i base = _mm512_add_epi32(magic, load_exponents(we));
                 __m512i even = base, odd = _mm512_setzero_si512(), less = odd, more = odd;
-                for (size_t i = 0; i < B; i += 8, w += 128, a += 8) {
-                    const __m512i v0 = _mm512_loadu_si512(w), v1 = _mm512_loadu_si512(w + 64);
+                for (size_t i = 0; i < B; i += 8, w += 2 * bytes, a += 8) {
+                    const __m512i v0 = load_codes(w, values), v1 = load_codes(w + bytes, values);
+                    if (values) /* whole bytes are fetched in time by the hardware */
+                        _mm_prefetch((const char *)w + AHEAD, _MM_HINT_T0);
                     even = _mm512_dpbusd_epi32(even, broadcast(a), v0);
                     odd = _mm512_dpbusd_epi32(odd, broadcast(a + 4), v1);
                     less = _mm512_dpbusd_epi32(less, half, v0);
@@ -274,10 +291,13 @@ static const dot_fn bytes[8][3][TILES] = {FOR_EACH_8(ENTRY8)};
 
 static void dot8(const bw_dot_args *g)
 {
-    if (g->sums)
+    if (g->nibbles) {
+        const __m512i values = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)g->nibbles));
+        dot8_one(g, &values);
+    } else if (g->sums)
         bytes[g->pixels - 1][g->block == 16 ? 0 : g->block == 32 ? 1 : 2][g->tiles - 1](g);
     else
-        dot8_one(g);
+        dot8_one(g, NULL);
 }
 
 #define DEFINE16(P)                                                                                                    \

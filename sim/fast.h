@@ -149,8 +149,9 @@ typedef struct bw_dot_args {
     size_t exp_step;
     const int32_t *sums; /* S8: what sum8 made of the tile; NULL for a few pixels, which do without */
     size_t sum_step;
-    const float *start; /* 16 values a tile that acc starts at; NULL: continue from acc */
-    float *acc;         /* [pixels][stride], 16 outputs a tile */
+    const int8_t *nibbles; /* dot8 without sums: the weights are packed codes of 4 bits for these 16 values; or NULL */
+    const float *start;    /* 16 values a tile that acc starts at; NULL: continue from acc */
+    float *acc;            /* [pixels][stride], 16 outputs a tile */
     size_t stride;
     const uint8_t *ahead; /* dot8 fetches so many lines of 64 bytes from here on with each block; weights to come */
     size_t ahead_lines;

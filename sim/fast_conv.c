@@ -421,6 +421,12 @@ static size_t find_runs(const bw_plan *plan, size_t k0, size_t count, bw_dot_run
 /* --- an item: its sums ----------------------------------------------------------------------------------------------
  */
 
+static const uint8_t *packed_weights(const bw_plan *plan, size_t tile, size_t k0)
+{
+    const size_t codes = BW_OUTPUT_TILE * plan->ins->in.block;
+    return plan->weights + tile * plan->tile_bytes + k0 * (codes * plan->weight_format.traits->code_bits / 8);
+}
+
 /* The weights of blocks k0 .. k0 + count of a tile, as the kernel wants them; n: which of the tiles at once it is. */
 static const uint8_t *tile_weights(const job *j, size_t tile, size_t n, size_t k0, size_t count, const scratch *s)
 {
@@ -428,7 +434,7 @@ static const uint8_t *tile_weights(const job *j, size_t tile, size_t n, size_t k
     const bw_dot_kernels *dots = j->engine->dots;
     const bw_format_traits *t = plan->weight_format.traits;
     const size_t block = plan->ins->in.block, codes = count * block * BW_OUTPUT_TILE;
-    const uint8_t *packed = plan->weights + tile * plan->tile_bytes + k0 * (BW_OUTPUT_TILE * block * t->code_bits / 8);
+    const uint8_t *packed = packed_weights(plan, tile, k0);
     const int16_t *values = t->kind == BW_KIND_TABLE ? j->engine->tables->values16[t->format] : NULL;
     uint8_t *own = s->bytes + n * plan->chunk * block * BW_OUTPUT_TILE;
     const uint8_t *bytes = packed;
@@ -455,6 +461,16 @@ static const uint8_t *tile_weights(const job *j, size_t tile, size_t n, size_t k
         dots->wide->widen(t, bytes, count, block, (double *)(void *)s->weights);
         return s->weights;
     }
+}
+
+/* The values of all codes of 4 bits. */
+static void fill_nibbles(const bw_format_traits *t, int8_t values[16])
+{
+    static const uint8_t packed[8] = {0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE};
+    uint8_t codes[16];
+    bw_unpack(t, packed, 16, codes);
+    for (unsigned i = 0; i < 16; i++)
+        values[i] = (int8_t)bw_code_value(t, codes[i]);
 }
 
 static size_t pixels_at_once(const bw_fast *engine, const bw_plan *plan)
@@ -544,6 +560,12 @@ static void accumulate(const job *j, const area *a, size_t k0, size_t count, siz
         c.args.code_step = row_step(plan);
         c.args.scale_step = row_scales(plan);
     }
+    const int few = plan->dot == BW_DOT_S8 && a->lines * a->line <= dots->few8;
+    int8_t nibbles[16];
+    if (few && plan->weight_format.traits->code_bits == 4) {
+        fill_nibbles(plan->weight_format.traits, nibbles);
+        c.args.nibbles = nibbles;
+    }
     for (size_t t = t0; t < t1; t += c.args.tiles) {
         c.args.tiles = smaller(t1 - t, at_once);
         for (size_t k = 0; k < count; k += plan->chunk) {
@@ -560,10 +582,10 @@ static void accumulate(const job *j, const area *a, size_t k0, size_t count, siz
             c.args.start = from ? NULL : plan->bias ? plan->bias + t * BW_OUTPUT_TILE : zeros;
             const uint8_t *weights[2] = {NULL, NULL};
             for (size_t i = 0; i < c.args.tiles; i++)
-                weights[i] = tile_weights(j, t + i, i, from, n, s);
+                weights[i] = c.args.nibbles ? packed_weights(plan, t + i, from) : tile_weights(j, t + i, i, from, n, s);
             c.args.weights = weights[0];
             c.args.weight_step = c.args.tiles > 1 ? (size_t)(weights[1] - weights[0]) : 0;
-            if (plan->dot == BW_DOT_S8 && a->lines * a->line > dots->few8) {
+            if (plan->dot == BW_DOT_S8 && !few) {
                 for (size_t i = 0; i < c.args.tiles; i++)
                     dots->sum8((const int8_t *)weights[i], c.args.weight_exps + i * c.args.exp_step, n, block,
                                s->sums + i * plan->chunk * BW_DOT_SUMS);
