@@ -43,21 +43,26 @@ typedef struct bw_row_activation {
     float lo, hi;
 } bw_row_activation;
 
-/* Taps per call of the depthwise kernel, at most. */
-#define BW_DEPTHWISE_TAPS 32u
-
-/* acc[p][c] += sum over taps of x[p * step + x_at[t] + c] * w[t][c], one rounding per tap, for some pixels whose
- * windows hold the same taps. Reads exactly n elements of x; w, start and acc are padded to 16. */
+/*
+ * acc[p][c] = bias[c] + the sum over taps (ky, kx) in order, one rounding each, of
+ *     x[ky * x_row + (left + p * stride + kx * dilation) * x_pixel + c] * w[(ky * columns + kx) * w_tap + c]
+ * for neighbours in a row of the output. Columns outside 0..width-1 add nothing. Reads exactly n elements of a pixel;
+ * w and bias are padded to 16, and acc is written up to there.
+ */
 typedef struct bw_depthwise {
     bw_format x_format, w_format;
-    const uint16_t *x;
-    size_t step, pixels, taps, n;
-    const size_t *x_at;
-    const uint16_t *const *w;
-    int fresh; /* acc starts at `start`, or at +0 if that is NULL; else it is continued */
-    const float *start;
-    float *acc; /* [pixels][stride] */
-    size_t stride;
+    const uint16_t *x; /* column 0 of the row of the first tap inside */
+    size_t x_row, x_pixel;
+    int64_t left; /* column of the first tap of the first pixel; may lie outside */
+    int64_t width;
+    size_t stride, dilation;
+    size_t rows, columns; /* taps: rows inside the input, all columns */
+    const uint16_t *w;    /* from the first row inside */
+    size_t w_tap;
+    const float *bias; /* NULL: zeros */
+    size_t pixels, n;
+    float *acc; /* [pixels][acc_stride] */
+    size_t acc_stride;
 } bw_depthwise;
 
 /* A tensor, or fp32 rows in memory, from some pixel and channel on. */
@@ -257,7 +262,9 @@ typedef struct bw_plan {
     size_t most_pixels; /* of an item */
     size_t acc_stride;
     size_t row;     /* floats of an fp32 row in scratch; not CONV */
-    size_t rows;    /* DWCONV: pixels taken at a time */
+    size_t span;    /* DWCONV, MAXPOOL: channels made at a time; a multiple of align, or all */
+    size_t rows;    /* fp32 rows made at a time; not CONV */
+    size_t columns; /* MAXPOOL: columns of the input whose maxima are shared by windows; 0: none are */
     size_t scratch; /* bytes per thread */
 } bw_plan;
 

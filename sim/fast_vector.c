@@ -4,6 +4,7 @@
 
 #include "sim/fast.h"
 
+#define SPAN        128u  /* channels of a DWCONV at a time, where that divides them */
 #define ROWS_FLOATS 4096u /* of the rows that are made at a time: they stay in the first cache */
 
 bw_side bw_fast_side(const bw_view *v, size_t image, size_t y, size_t x, size_t c0)
@@ -98,43 +99,33 @@ static window window_at(const bw_instruction *ins, size_t oy, size_t ox)
     return w;
 }
 
-/* Accumulates `pixels` neighbours in a row whose windows have the taps of `w` inside the input. */
-static void depthwise(const job *j, size_t image, const window *w, size_t pixels, float *rows)
+/* Channels c0 .. c0 + n of `pixels` neighbours in a row of the output, from (oy, ox) on. */
+static void depthwise(const job *j, size_t image, size_t oy, size_t ox, size_t pixels, size_t c0, size_t n, float *rows)
 {
     const bw_plan *plan = j->plan;
     const bw_instruction *ins = plan->ins;
     const bw_tensor *in = &ins->in;
-    const size_t padded = bw_round_up(in->channels, 16);
-    const uint16_t *weights = (const uint16_t *)(const void *)plan->weights, *k[BW_DEPTHWISE_TAPS];
-    size_t x_at[BW_DEPTHWISE_TAPS];
+    const window w = window_at(ins, oy, ox);
     bw_depthwise d = {.x_format = (bw_format)in->format, .w_format = (bw_format)ins->weight_format};
-    /* Without a tap inside, x is not read, and may be any pixel. */
-    const int empty = w->ky0 >= w->ky1 || w->kx0 >= w->kx1;
-    const size_t y0 = empty ? 0 : (size_t)(w->y + w->ky0 * ins->dilation_y);
-    const size_t x0 = empty ? 0 : (size_t)(w->x + w->kx0 * ins->dilation_x);
-    d.x = (const uint16_t *)(const void *)bw_view_codes(&plan->in, image, y0, x0, 0);
-    d.step = (size_t)in->pixel_stride * ins->stride_x;
+    d.rows = (size_t)(w.ky1 - w.ky0);
+    d.columns = ins->kernel_x;
+    /* Without a tap inside, x is not read, and may be any row. */
+    const size_t y0 = d.rows ? (size_t)(w.y + w.ky0 * ins->dilation_y) : 0;
+    d.x = (const uint16_t *)(const void *)bw_view_codes(&plan->in, image, y0, 0, c0);
+    d.x_row = (size_t)ins->dilation_y * in->row_stride;
+    d.x_pixel = in->pixel_stride;
+    d.left = w.x;
+    d.width = in->width;
+    d.stride = ins->stride_x;
+    d.dilation = ins->dilation_x;
+    d.w_tap = bw_round_up(in->channels, 16);
+    d.w = (const uint16_t *)(const void *)plan->weights + (size_t)w.ky0 * d.columns * d.w_tap + c0;
+    d.bias = plan->bias ? plan->bias + c0 : NULL;
     d.pixels = pixels;
-    d.n = in->channels;
-    d.x_at = x_at;
-    d.w = k;
-    d.fresh = 1;
-    d.start = plan->bias;
+    d.n = n;
     d.acc = rows;
-    d.stride = plan->row;
-    for (int64_t ky = w->ky0; ky < w->ky1; ky++)
-        for (int64_t kx = w->kx0; kx < w->kx1; kx++) {
-            x_at[d.taps] = (size_t)((ky - w->ky0) * ins->dilation_y) * in->row_stride +
-                           (size_t)((kx - w->kx0) * ins->dilation_x) * in->pixel_stride;
-            k[d.taps] = weights + (size_t)(ky * ins->kernel_x + kx) * padded;
-            if (++d.taps == BW_DEPTHWISE_TAPS) {
-                j->engine->rows->depthwise(&d);
-                d.taps = 0;
-                d.fresh = 0;
-            }
-        }
-    if (d.taps || d.fresh)
-        j->engine->rows->depthwise(&d);
+    d.acc_stride = plan->row;
+    j->engine->rows->depthwise(&d);
 }
 
 /* How many output pixels from ox on have windows that are alike: all their columns inside the input. */
@@ -149,8 +140,8 @@ static size_t equal_windows(const bw_plan *plan, size_t ox)
     return n < left ? n : left;
 }
 
-/* `pixels` neighbours in a row whose windows have the taps of `w` inside the input. */
-static void pool(const job *j, size_t image, const window *w, size_t pixels, float *rows)
+/* Channels c0 .. c0 + n of `pixels` neighbours in a row whose windows have the taps of `w` inside the input. */
+static void pool(const job *j, size_t image, const window *w, size_t pixels, size_t c0, size_t n, float *rows)
 {
     const bw_plan *plan = j->plan;
     const bw_instruction *ins = plan->ins;
@@ -159,7 +150,7 @@ static void pool(const job *j, size_t image, const window *w, size_t pixels, flo
     bw_window k = {.rows = (size_t)(w->ky1 - w->ky0),
                    .columns = (size_t)(w->kx1 - w->kx0),
                    .pixels = pixels,
-                   .n = in->channels,
+                   .n = n,
                    .code_row = down * plan->in.unit_bytes,
                    .code_column = across * plan->in.unit_bytes,
                    .exp_row = down,
@@ -168,7 +159,7 @@ static void pool(const job *j, size_t image, const window *w, size_t pixels, flo
                    .y = rows,
                    .stride = plan->row};
     k.x = bw_fast_side(&plan->in, image, (size_t)(w->y + w->ky0 * ins->dilation_y),
-                       (size_t)(w->x + w->kx0 * ins->dilation_x), 0);
+                       (size_t)(w->x + w->kx0 * ins->dilation_x), c0);
     k.x.code_step *= ins->stride_x;
     k.x.exp_step *= ins->stride_x;
     if (k.average) {
@@ -176,6 +167,40 @@ static void pool(const job *j, size_t image, const window *w, size_t pixels, flo
         k.factor = recip[ins->flags & BW_FLAG_COUNT_PAD ? (size_t)ins->kernel_y * ins->kernel_x : k.rows * k.columns];
     }
     j->engine->rows->window(&k);
+}
+
+/* The same for MAXPOOL and any neighbours whose columns overlap: the maxima of the input's columns first, then those of
+ * neighbouring columns. There is no NaN and no -0, so the order does not matter. */
+static void pool_columns(const job *j, size_t image, size_t oy, size_t ox, size_t pixels, size_t c0, size_t n,
+                         float *rows)
+{
+    const bw_plan *plan = j->plan;
+    const bw_instruction *ins = plan->ins;
+    const window first = window_at(ins, oy, ox), last = window_at(ins, oy, ox + pixels - 1);
+    const int64_t x0 = first.x + first.kx0, x1 = last.x + last.kx1; /* dilation 1 */
+    float *columns = rows + plan->rows * plan->row;
+    bw_window k = {.rows = (size_t)(first.ky1 - first.ky0),
+                   .columns = 1,
+                   .pixels = (size_t)(x1 - x0),
+                   .n = n,
+                   .y = columns,
+                   .stride = plan->row};
+    k.x = bw_fast_side(&plan->in, image, (size_t)(first.y + first.ky0 * ins->dilation_y), (size_t)x0, c0);
+    k.exp_row = (size_t)ins->dilation_y * ins->in.row_stride;
+    k.code_row = k.exp_row * plan->in.unit_bytes;
+    j->engine->rows->window(&k);
+
+    const size_t bytes = plan->row * sizeof(float);
+    for (size_t p = 0; p < pixels; p += k.pixels) {
+        const window w = window_at(ins, oy, ox + p);
+        k = (bw_window){.rows = 1, .columns = (size_t)(w.kx1 - w.kx0), .n = n, .code_column = bytes};
+        k.x = row_side(j->engine, columns + (size_t)(w.x + w.kx0 - x0) * plan->row, plan->row * ins->stride_x);
+        k.y = rows + p * plan->row;
+        k.stride = plan->row;
+        k.pixels = equal_windows(plan, ox + p);
+        k.pixels = k.pixels < pixels - p ? k.pixels : pixels - p;
+        j->engine->rows->window(&k);
+    }
 }
 
 /* spare[-1] is zero. */
@@ -188,22 +213,46 @@ static void copy_mapped(const job *j, size_t image, size_t oy, size_t ox, float 
         row[c] = spare[map[c]];
 }
 
+/* memcpy for some tens of floats. */
+static void copy_floats(float *to, const float *from, size_t n)
+{
+    enum { STEP = 8 };
+    if (n < STEP) {
+        for (size_t i = 0; i < n; i++)
+            to[i] = from[i];
+        return;
+    }
+    for (size_t i = 0; i + STEP < n; i += STEP)
+        memcpy(to + i, from + i, STEP * sizeof *to);
+    memcpy(to + n - STEP, from + n - STEP, STEP * sizeof *to);
+}
+
 static void patch(const job *j, size_t image, size_t oy, size_t ox, float *row)
 {
     const bw_plan *plan = j->plan;
     const bw_instruction *ins = plan->ins;
-    const size_t n = ins->in.channels;
+    const size_t n = ins->in.channels, line = ins->kernel_x * n;
     const window w = window_at(ins, oy, ox);
-    for (int64_t ky = 0; ky < ins->kernel_y; ky++)
-        for (int64_t kx = 0; kx < ins->kernel_x; kx++, row += n) {
-            if (ky >= w.ky0 && ky < w.ky1 && kx >= w.kx0 && kx < w.kx1)
-                memcpy(row,
-                       bw_view_codes(&plan->in, image, (size_t)(w.y + ky * ins->dilation_y),
-                                     (size_t)(w.x + kx * ins->dilation_x), 0),
-                       n * sizeof *row);
-            else
-                memset(row, 0, n * sizeof *row);
+    const int adjoin = ins->dilation_x == 1 && ins->in.pixel_stride == n; /* taps of a line, in memory */
+    const size_t before = (size_t)w.kx0 * n, inside = (size_t)(w.kx1 - w.kx0) * n;
+    for (int64_t ky = 0; ky < ins->kernel_y; ky++, row += line) {
+        if (ky < w.ky0 || ky >= w.ky1 || !inside) {
+            memset(row, 0, line * sizeof *row);
+            continue;
         }
+        const float *from = (const float *)(const void *)bw_view_codes(
+            &plan->in, image, (size_t)(w.y + ky * ins->dilation_y), (size_t)(w.x + w.kx0 * ins->dilation_x), 0);
+        if (inside < line) {
+            memset(row, 0, before * sizeof *row);
+            memset(row + before + inside, 0, (line - before - inside) * sizeof *row);
+        }
+        if (adjoin) {
+            copy_floats(row + before, from, inside);
+            continue;
+        }
+        for (size_t at = before; at < before + inside; at += n, from += (size_t)ins->dilation_x * ins->in.pixel_stride)
+            copy_floats(row + at, from, n);
+    }
 }
 
 /* ADD, MUL, and COPY without a map: tensor to tensor. */
@@ -224,23 +273,45 @@ static void run_through(const job *j, size_t first, size_t end)
     }
 }
 
-/* DWCONV and pools: runs of pixels whose windows are alike. */
-static void run_windows(const job *j, size_t first, size_t end, float *rows)
+/* DWCONV: rows of the output, a part of the channels at a time if they are many. */
+static void run_depthwise(const job *j, size_t first, size_t end, float *rows)
 {
     const bw_plan *plan = j->plan;
     const size_t width = plan->ins->out0.width, area = width * plan->ins->out0.height;
+    const size_t channels = plan->ins->out0.channels;
+    size_t n;
+    for (size_t pixel = first; pixel < end; pixel += n) {
+        const size_t image = pixel / area, y = pixel % area / width, x = pixel % width;
+        n = run_of(plan, pixel, end - pixel < plan->rows ? end - pixel : plan->rows, 0);
+        for (size_t c = 0; c < channels; c += plan->span) {
+            const size_t span = channels - c < plan->span ? channels - c : plan->span;
+            depthwise(j, image, y, x, n, c, span, rows);
+            bw_fast_finish_pixels(j->engine, plan, pixel, n, c, span, rows, plan->row);
+        }
+    }
+}
+
+/* Pools: runs of pixels whose windows are alike, or whose columns are shared. */
+static void run_pools(const job *j, size_t first, size_t end, float *rows)
+{
+    const bw_plan *plan = j->plan;
+    const size_t width = plan->ins->out0.width, area = width * plan->ins->out0.height;
+    const size_t channels = plan->ins->out0.channels;
     size_t n;
     for (size_t pixel = first; pixel < end; pixel += n) {
         const size_t image = pixel / area, y = pixel % area / width, x = pixel % width;
         const window w = window_at(plan->ins, y, x);
-        n = equal_windows(plan, x);
+        n = plan->columns ? width - x : equal_windows(plan, x);
         n = n < plan->rows ? n : plan->rows;
         n = n < end - pixel ? n : end - pixel;
-        if (plan->ins->opcode == BW_OP_DWCONV)
-            depthwise(j, image, &w, n, rows);
-        else
-            pool(j, image, &w, n, rows);
-        bw_fast_finish_pixels(j->engine, plan, pixel, n, 0, plan->ins->out0.channels, rows, plan->row);
+        for (size_t c = 0; c < channels; c += plan->span) {
+            const size_t span = channels - c < plan->span ? channels - c : plan->span;
+            if (plan->columns)
+                pool_columns(j, image, y, x, n, c, span, rows);
+            else
+                pool(j, image, &w, n, c, span, rows);
+            bw_fast_finish_pixels(j->engine, plan, pixel, n, c, span, rows, plan->row);
+        }
     }
 }
 
@@ -276,19 +347,38 @@ static void run_item(void *context, size_t item, unsigned thread)
         run_rows(j, first, end, rows);
     else if (ins->opcode == BW_OP_ADD || ins->opcode == BW_OP_MUL || ins->opcode == BW_OP_COPY)
         run_through(j, first, end);
+    else if (ins->opcode == BW_OP_DWCONV)
+        run_depthwise(j, first, end, rows);
     else
-        run_windows(j, first, end, rows);
+        run_pools(j, first, end, rows);
 }
 
 void bw_vector_plan(bw_plan *plan)
 {
-    size_t n = plan->ins->in.channels;
-    if (n < plan->ins->out0.channels)
-        n = plan->ins->out0.channels;
-    /* Kernels may write up to a vector past the last channel; the odd vector keeps rows in different cache sets. */
-    plan->row = bw_round_up(n, BW_ROW_ALIGN) + 16;
+    const bw_instruction *ins = plan->ins;
+    const int deep = ins->opcode == BW_OP_DWCONV, max = ins->opcode == BW_OP_MAXPOOL;
+    size_t n = ins->in.channels;
+    if (n < ins->out0.channels)
+        n = ins->out0.channels;
+    plan->span = n;
+    if ((deep || max) && n % SPAN == 0)
+        n = plan->span = SPAN;
+    else if (max && n % 64 == 0 && plan->align <= 64 && plan->in.format.block <= 64)
+        n = plan->span = 64;
+    /* Kernels write up to a vector past the last channel; the odd vector keeps rows in different cache sets. */
+    plan->row = bw_round_up(n, 16) + 16;
     plan->rows = plan->row > ROWS_FLOATS ? 1 : ROWS_FLOATS / plan->row;
-    plan->scratch = ((plan->rows + 1) * plan->row + 16) * sizeof(float);
+    if (deep) /* what its kernels take at a time */
+        plan->rows = plan->rows < 14 ? 7 : plan->rows - plan->rows % 14;
+    if (max && ins->dilation_x == 1 && ins->stride_x < ins->kernel_x) {
+        /* rows + columns of the input = twice as many as without */
+        const size_t most = 2 * plan->rows, rows = (most + ins->stride_x - ins->kernel_x) / (1 + ins->stride_x);
+        if (most > ins->kernel_x && rows >= 4) {
+            plan->rows = rows;
+            plan->columns = (rows - 1) * ins->stride_x + ins->kernel_x;
+        }
+    }
+    plan->scratch = ((plan->rows + plan->columns + 1) * plan->row + 16) * sizeof(float);
 }
 
 void bw_vector_run(bw_fast *engine, const bw_plan *plan, uint32_t batch)

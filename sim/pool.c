@@ -2,12 +2,28 @@
 #include "sim/pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-/* How often a worker looks for the next job before it sleeps: some microseconds, the gap between two instructions. */
-#define SPINS 1000
+/* How long a thread looks for news before it sleeps: longer than the gap between two instructions of a program, too
+ * short to matter between two requests. */
+#define SPIN_NS 40000
+
+/*
+ * `state` says whether a job is open and who works on it, so that joining is one compare-and-swap:
+ *   bit 32 and up   generation: odd while a job is open; each job has its own
+ *   bits 0..31      workers inside the job
+ * What describes the job is written while it is closed and nobody is inside, and published by opening it.
+ *
+ * Sleepers: a thread first says that it will sleep, then looks at `state` for the last time; who changes `state` does
+ * so first and looks for sleepers then. All four are sequentially consistent, so one of the two sees the other.
+ */
+#define GENERATION ((uint64_t)1 << 32)
+#define INSIDE     (GENERATION - 1)
 
 typedef struct worker {
     bw_pool *pool;
@@ -16,19 +32,19 @@ typedef struct worker {
 } worker;
 
 struct bw_pool {
-    unsigned threads;
-    pthread_mutex_t lock;
-    pthread_cond_t wake; /* a job was opened, or the pool ends */
-    pthread_cond_t done; /* the last worker left the job */
-    /* Under `lock`; `generation` may be read without it, by spinning workers. */
-    atomic_uint generation;
-    int open, quit;
-    unsigned inside; /* workers at work on the open job */
+    _Alignas(64) atomic_size_t next; /* item; in a cache line of its own */
+    _Alignas(64) _Atomic uint64_t state;
+    atomic_int quit;
+    atomic_uint sleepers; /* workers */
+    atomic_int waiting;   /* the caller sleeps until nobody is inside */
     bw_pool_fn fn;
     void *context;
     size_t items;
-    atomic_size_t next;
-    unsigned started;
+    unsigned threads, started;
+    int spin; /* there is a CPU for each thread */
+    pthread_mutex_t lock;
+    pthread_cond_t wake; /* a job was opened, or the pool ends */
+    pthread_cond_t done; /* the last worker left the job */
     worker workers[];
 };
 
@@ -49,45 +65,97 @@ static void pause_briefly(void)
 #endif
 }
 
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static int is_new(uint64_t state, uint64_t seen)
+{
+    return (state / GENERATION & 1) && state / GENERATION != seen;
+}
+
+static int is_empty(const bw_pool *pool)
+{
+    return (atomic_load(&pool->state) & INSIDE) == 0;
+}
+
+/* Looks for a job other than `seen`, or the end, for a while. */
+static void spin_for_job(const bw_pool *pool, uint64_t seen)
+{
+    const uint64_t end = now_ns() + SPIN_NS;
+    do {
+        for (int i = 0; i < 64; i++) {
+            if (is_new(atomic_load_explicit(&pool->state, memory_order_relaxed), seen) ||
+                atomic_load_explicit(&pool->quit, memory_order_relaxed))
+                return;
+            pause_briefly();
+        }
+    } while (now_ns() < end);
+}
+
+static void sleep_for_job(bw_pool *pool, uint64_t seen)
+{
+    pthread_mutex_lock(&pool->lock);
+    atomic_fetch_add(&pool->sleepers, 1);
+    while (!atomic_load(&pool->quit) && !is_new(atomic_load(&pool->state), seen))
+        pthread_cond_wait(&pool->wake, &pool->lock);
+    atomic_fetch_sub(&pool->sleepers, 1);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+static void leave_job(bw_pool *pool)
+{
+    const uint64_t before = atomic_fetch_sub(&pool->state, 1);
+    if ((before & INSIDE) == 1 && atomic_load(&pool->waiting)) {
+        pthread_mutex_lock(&pool->lock);
+        pthread_cond_signal(&pool->done);
+        pthread_mutex_unlock(&pool->lock);
+    }
+}
+
 static void *worker_main(void *argument)
 {
     worker *self = argument;
     bw_pool *pool = self->pool;
-    unsigned seen = 0;
-    for (;;) {
-        for (int i = 0; i < SPINS && atomic_load_explicit(&pool->generation, memory_order_relaxed) == seen; i++)
-            pause_briefly();
-        pthread_mutex_lock(&pool->lock);
-        while (!pool->quit && (!pool->open || atomic_load(&pool->generation) == seen))
-            pthread_cond_wait(&pool->wake, &pool->lock);
-        if (pool->quit) {
-            pthread_mutex_unlock(&pool->lock);
-            return NULL;
+    uint64_t seen = 0; /* generation of the last job that this worker was in */
+    while (!atomic_load(&pool->quit)) {
+        uint64_t state = atomic_load(&pool->state);
+        if (!is_new(state, seen)) {
+            if (pool->spin)
+                spin_for_job(pool, seen);
+            if (!is_new(atomic_load(&pool->state), seen))
+                sleep_for_job(pool, seen);
+            continue;
         }
-        seen = atomic_load(&pool->generation);
-        pool->inside++;
-        bw_pool_fn fn = pool->fn;
-        void *context = pool->context;
-        size_t items = pool->items;
-        pthread_mutex_unlock(&pool->lock);
-
-        take_items(pool, fn, context, items, self->number);
-
-        pthread_mutex_lock(&pool->lock);
-        if (--pool->inside == 0)
-            pthread_cond_signal(&pool->done);
-        pthread_mutex_unlock(&pool->lock);
+        if (!atomic_compare_exchange_strong(&pool->state, &state, state + 1))
+            continue; /* closed, or another one came in */
+        seen = state / GENERATION;
+        take_items(pool, pool->fn, pool->context, pool->items, self->number);
+        leave_job(pool);
     }
+    return NULL;
+}
+
+static unsigned cpus(void)
+{
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? (unsigned)CPU_COUNT(&set) : 1;
 }
 
 bw_status bw_pool_create(unsigned threads, bw_pool **out, bw_error *err)
 {
     if (threads < 1 || threads > BW_POOL_THREADS_MAX)
         return bw_fail(err, BW_INVALID_ARGUMENT, "%u threads: a pool has 1..%d", threads, BW_POOL_THREADS_MAX);
-    bw_pool *pool = calloc(1, sizeof *pool + threads * sizeof pool->workers[0]);
+    const size_t bytes = (sizeof(bw_pool) + threads * sizeof(worker) + 63) / 64 * 64;
+    bw_pool *pool = aligned_alloc(64, bytes);
     if (!pool)
         return bw_fail(err, BW_NO_MEMORY, "no memory for a pool of %u threads", threads);
+    memset(pool, 0, bytes);
     pool->threads = threads;
+    pool->spin = threads <= cpus();
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->wake, NULL);
     pthread_cond_init(&pool->done, NULL);
@@ -112,8 +180,7 @@ void bw_pool_destroy(bw_pool *pool)
     if (!pool)
         return;
     pthread_mutex_lock(&pool->lock);
-    pool->quit = 1;
-    atomic_fetch_add(&pool->generation, 1);
+    atomic_store(&pool->quit, 1);
     pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->lock);
     for (unsigned i = 0; i < pool->started; i++)
@@ -129,6 +196,25 @@ unsigned bw_pool_threads(const bw_pool *pool)
     return pool->threads;
 }
 
+/* Workers that have not noticed the job are not waited for: they find it closed. */
+static void wait_for_workers(bw_pool *pool)
+{
+    const uint64_t end = now_ns() + SPIN_NS;
+    do {
+        for (int i = 0; i < 64; i++) {
+            if (is_empty(pool))
+                return;
+            pause_briefly();
+        }
+    } while (pool->spin && now_ns() < end);
+    pthread_mutex_lock(&pool->lock);
+    atomic_store(&pool->waiting, 1);
+    while (!is_empty(pool))
+        pthread_cond_wait(&pool->done, &pool->lock);
+    atomic_store(&pool->waiting, 0);
+    pthread_mutex_unlock(&pool->lock);
+}
+
 void bw_pool_run(bw_pool *pool, size_t items, bw_pool_fn fn, void *context)
 {
     if (pool->threads == 1 || items <= 1) {
@@ -136,22 +222,20 @@ void bw_pool_run(bw_pool *pool, size_t items, bw_pool_fn fn, void *context)
             fn(context, i, 0);
         return;
     }
-    pthread_mutex_lock(&pool->lock);
     pool->fn = fn;
     pool->context = context;
     pool->items = items;
     atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
-    pool->open = 1;
-    atomic_fetch_add(&pool->generation, 1);
-    pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->lock);
+    atomic_fetch_add(&pool->state, GENERATION); /* open */
+    if (atomic_load(&pool->sleepers)) {
+        pthread_mutex_lock(&pool->lock);
+        pthread_cond_broadcast(&pool->wake);
+        pthread_mutex_unlock(&pool->lock);
+    }
 
     take_items(pool, fn, context, items, 0);
 
-    /* Workers that have not woken up yet are not waited for: they find the job closed. */
-    pthread_mutex_lock(&pool->lock);
-    pool->open = 0;
-    while (pool->inside)
-        pthread_cond_wait(&pool->done, &pool->lock);
-    pthread_mutex_unlock(&pool->lock);
+    atomic_fetch_add(&pool->state, GENERATION); /* close */
+    if (!is_empty(pool))
+        wait_for_workers(pool);
 }

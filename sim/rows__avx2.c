@@ -135,6 +135,17 @@ static inline void v_store_codes(uint8_t *p, const vi *q, int limit)
     }
 }
 
+static inline void v_store_bytes(uint8_t *p, const vi *q)
+{
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    for (int i = 0; i < 2; i++, q += 4) {
+        const __m256i ab = _mm256_packs_epi32((__m256i)q[0], (__m256i)q[1]);
+        const __m256i cd = _mm256_packs_epi32((__m256i)q[2], (__m256i)q[3]);
+        const __m256i v = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(ab, cd), order);
+        _mm256_storeu_si256((__m256i *)(void *)(p + 32 * i), v);
+    }
+}
+
 static inline vf v_element_to_float(const uint8_t *p, int magnitude, int most, int shift, int sign)
 {
     const __m128i code = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i *)(const void *)p));
@@ -150,6 +161,8 @@ static inline vf v_element_to_float(const uint8_t *p, int magnitude, int most, i
 #include "sim/rows_fused.h"
 
 #include "sim/rows_window.h"
+
+#include "sim/rows_depthwise.h"
 
 const bw_rows bw_rows_avx2 = {
     .fused = fused,

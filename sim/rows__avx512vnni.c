@@ -116,15 +116,25 @@ static inline const uint16_t *v_copy_part(uint16_t *to, const uint16_t *p, size_
     return to;
 }
 
+/* What packing leaves within each 128 bits, four of each vector, in order. */
+static inline __m512i in_order(__m512i v)
+{
+    return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), v);
+}
+
 static inline void v_store_codes(uint8_t *p, const vi *q, int limit)
 {
     const __m512i ab = _mm512_packs_epi32((__m512i)q[0], (__m512i)q[1]);
     const __m512i cd = _mm512_packs_epi32((__m512i)q[2], (__m512i)q[3]);
-    /* Within each 128 bits: four of a, four of b, ... */
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    __m512i v = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(ab, cd));
-    v = _mm512_min_epi8(v, _mm512_set1_epi8((char)limit));
-    _mm512_storeu_si512(p, _mm512_max_epi8(v, _mm512_set1_epi8((char)-limit)));
+    const __m512i v = _mm512_min_epi8(_mm512_packs_epi16(ab, cd), _mm512_set1_epi8((char)limit));
+    _mm512_storeu_si512(p, in_order(_mm512_max_epi8(v, _mm512_set1_epi8((char)-limit))));
+}
+
+static inline void v_store_bytes(uint8_t *p, const vi *q)
+{
+    const __m512i ab = _mm512_packs_epi32((__m512i)q[0], (__m512i)q[1]);
+    const __m512i cd = _mm512_packs_epi32((__m512i)q[2], (__m512i)q[3]);
+    _mm512_storeu_si512(p, in_order(_mm512_packus_epi16(ab, cd)));
 }
 
 static inline vf v_element_to_float(const uint8_t *p, int magnitude, int most, int shift, int sign)
@@ -142,6 +152,8 @@ static inline vf v_element_to_float(const uint8_t *p, int magnitude, int most, i
 #include "sim/rows_fused.h"
 
 #include "sim/rows_window.h"
+
+#include "sim/rows_depthwise.h"
 
 const bw_rows bw_rows_avx512vnni = {
     .fused = fused,

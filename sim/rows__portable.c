@@ -111,13 +111,19 @@ static void depthwise(const bw_depthwise *d)
 {
     const bw_format_traits *tx = bw_format_get(d->x_format), *tw = bw_format_get(d->w_format);
     for (size_t p = 0; p < d->pixels; p++) {
-        const uint16_t *x = d->x + p * d->step;
-        float *acc = d->acc + p * d->stride;
-        for (size_t c = 0; d->fresh && c < d->n; c++)
-            acc[c] = d->start ? d->start[c] : 0.0f;
-        for (size_t t = 0; t < d->taps; t++)
-            for (size_t c = 0; c < d->n; c++)
-                acc[c] += bw_decode_vector(tx, x[d->x_at[t] + c]) * bw_decode_vector(tw, d->w[t][c]);
+        float *acc = d->acc + p * d->acc_stride;
+        for (size_t c = 0; c < d->n; c++)
+            acc[c] = d->bias ? d->bias[c] : 0.0f;
+        for (size_t ky = 0; ky < d->rows; ky++)
+            for (size_t kx = 0; kx < d->columns; kx++) {
+                const int64_t column = d->left + (int64_t)(p * d->stride + kx * d->dilation);
+                if (column < 0 || column >= d->width)
+                    continue;
+                const uint16_t *x = d->x + ky * d->x_row + (size_t)column * d->x_pixel;
+                const uint16_t *w = d->w + (ky * d->columns + kx) * d->w_tap;
+                for (size_t c = 0; c < d->n; c++)
+                    acc[c] += bw_decode_vector(tx, x[c]) * bw_decode_vector(tw, w[c]);
+            }
     }
 }
 

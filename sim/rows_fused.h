@@ -312,13 +312,16 @@ INLINE void write_table(const side *d, int vectors, const vf *y, spot at)
     const bw_format_traits *t = d->traits;
     four_factors scales[2];
     block_scales(d, 32, vectors, y, at.exps, scales);
+    vi q[CHUNK_VECTORS];
 #pragma GCC unroll 16
     for (int i = 0; i < vectors; i++) {
         const int b = i * V_LANES / 32;
         const vf v = y[i] * v_set(scales[b / 4].f[b % 4]);
-        v_store_s8(at.codes + i * V_LANES,
-                   encode_elements(v, t->mantissa_bits - 1, (float)t->max_code, t->code_bits - 1));
+        q[i] = encode_elements(v, t->mantissa_bits - 1, (float)t->max_code, t->code_bits - 1);
     }
+#pragma GCC unroll 2
+    for (int f = 0; f < vectors * V_LANES / 64; f++)
+        v_store_bytes(at.codes + f * 64, q + f * (64 / V_LANES));
 }
 
 /* n channels, zeros up to the end of the last block after them. */
@@ -647,6 +650,7 @@ static void fused(const bw_fused *f)
 #define KNOWN(a, b, out0, out1) run_known(&p, pixels, n, line, padded, SIDE_##a, SIDE_##b, SIDE_##out0, SIDE_##out1)
     else if (!KNOWN(FLOAT, NONE, BLOCK16, NONE) && !KNOWN(FLOAT, BLOCK16, BLOCK16, NONE) &&
              !KNOWN(FLOAT, FP16, BLOCK16, NONE) && !KNOWN(FLOAT, FP16, BLOCK16, FP16) &&
+             !KNOWN(FLOAT, NONE, TABLE, NONE) && !KNOWN(FLOAT, FP16, TABLE, NONE) &&
              !KNOWN(FLOAT, NONE, BLOCK32, NONE) && !KNOWN(FLOAT, NONE, FP16, NONE) && !KNOWN(FLOAT, FP16, FP16, NONE) &&
              !KNOWN(LINES, NONE, BLOCK16, NONE) && !KNOWN(LINES, NONE, FP16, NONE) &&
              !KNOWN(PADDED_LINES, NONE, BLOCK16, NONE))

@@ -14,6 +14,7 @@
  *   v_keep (vf, n): lanes n.. become 0; v_load_part (pointer, n): n < V_LANES floats, zeros after them;
  *   v_copy_part (to, pointer, n): n 16-bit codes, zeros after them; returns `to`
  *   v_store_codes (pointer, vi[64 / V_LANES], limit): 64 int8 clamped to +-limit; the lanes fit 16 bits
+ *   v_store_bytes (pointer, vi[64 / V_LANES]): 64 bytes; the lanes are 0..255
  *   v_element_to_float (pointer, magnitude, most, shift, sign): table_shape below says what
  * and then includes this and sim/rows_fused.h.
  */
@@ -77,20 +78,16 @@ static inline vh to_bf16(vf x)
     return v_narrow((bits >> 16) & 0xFFFF);
 }
 
-/* Element encodings of |v| <= max_code units of the smallest subnormal, M mantissa bits. */
+/* Element encodings of |v| <= max_code units of the smallest subnormal, M mantissa bits. The last kept bit lies `last`
+ * places above the units; adding 1.5 * 2^(23 + last) rounds there, and leaves the multiple of it in the sum's bits. */
 static inline vi encode_elements(vf v, int m, float max_code, int sign_bit)
 {
-    vi sign = (vi)v & (int32_t)0x80000000;
-    vf a = v_min((vf)((vi)v & 0x7FFFFFFF), v_set(max_code));
-    /* The last kept bit is `last` places above the units; adding and subtracting 1.5 * 2^(23 + last) rounds there. */
-    vi last = ((vi)a >> 23) - (127 + m);
-    last &= last > 0;
-    vf magic = (vf)(((last + (127 + 23)) << 23) | 0x400000);
-    vf q = (a + magic) - magic;
-    vi normal = q >= v_set((float)(1 << m));
-    vi code = (normal & (((vi)q >> (23 - m)) - ((126 + m) << m))) | (~normal & v_round(q));
-    vi negative = (sign != 0) & (code != 0);
-    return code | (negative & (1 << sign_bit));
+    vi a = (vi)v_min((vf)((vi)v & 0x7FFFFFFF), v_set(max_code));
+    vi exponent = v_max_int(a >> 23, v_set_int(127 + m)); /* last + 127 + M */
+    vi magic = (exponent << 23) + (((23 - m) << 23) | 0x400000);
+    vi q = (vi)((vf)a + (vf)magic) - magic;
+    vi code = q + (exponent << m) - ((127 + m) << m);
+    return code | ((vi)v >> 31 & -code >> 31 & 1 << sign_bit); /* zero has no sign */
 }
 
 /* Integers of formats with microexponents. A coarse pair is rounded to even integers, which are the multiples of 2 that
@@ -106,56 +103,4 @@ static inline vi encode_pairs(const bw_format_traits *t, vf v)
     const vf limit = (vf)((coarse & limits[1]) | (~coarse & limits[0]));
     const vf magic = (vf)((coarse & magics[1]) | (~coarse & magics[0]));
     return v_round((v_min(v_max(v, -limit), limit) + magic) - magic);
-}
-
-/* Inlined with constant formats and, for 3x3, a constant number of taps, so that weights stay in registers. */
-static inline __attribute__((always_inline)) void depthwise_taps(const bw_depthwise *d, bw_format xf, bw_format wf,
-                                                                 size_t taps)
-{
-    for (size_t c = 0; c < d->n; c += V_LANES) {
-        vf w[BW_DEPTHWISE_TAPS];
-#pragma GCC unroll 9
-        for (size_t t = 0; t < taps; t++)
-            w[t] = from_vector(wf, d->w[t] + c);
-        const vf start = d->start ? v_load(d->start + c) : v_set(0.0f);
-        const size_t left = d->n - c;
-        for (size_t p = 0; p < d->pixels; p++) {
-            const uint16_t *x = d->x + p * d->step + c;
-            float *to = d->acc + p * d->stride + c;
-            vf acc = d->fresh ? start : v_load(to);
-            if (left >= V_LANES) {
-#pragma GCC unroll 9
-                for (size_t t = 0; t < taps; t++)
-                    acc = v_fma(from_vector(xf, x + d->x_at[t]), w[t], acc);
-            } else {
-                for (size_t t = 0; t < taps; t++) {
-                    uint16_t part[V_LANES] = {0};
-                    memcpy(part, x + d->x_at[t], left * sizeof *part);
-                    acc = v_fma(from_vector(xf, part), w[t], acc);
-                }
-            }
-            v_store(to, acc);
-        }
-    }
-}
-
-static inline __attribute__((always_inline)) void depthwise_formats(const bw_depthwise *d, bw_format xf, bw_format wf)
-{
-    if (d->taps == 9)
-        depthwise_taps(d, xf, wf, 9);
-    else
-        depthwise_taps(d, xf, wf, d->taps);
-}
-
-static void depthwise(const bw_depthwise *d)
-{
-    const bw_format h = BW_FORMAT_FP16, b = BW_FORMAT_BF16;
-    if (d->x_format == h && d->w_format == h)
-        depthwise_formats(d, h, h);
-    else if (d->x_format == h)
-        depthwise_formats(d, h, b);
-    else if (d->w_format == h)
-        depthwise_formats(d, b, h);
-    else
-        depthwise_formats(d, b, b);
 }

@@ -332,6 +332,61 @@ static void windows_equal_portable(void **state)
     (void)state;
 }
 
+/* Depthwise rows of all sizes on every ISA, against the portable kernel. */
+static void depthwise_equals_portable(void **state)
+{
+    for (int round = 0; round < 4000; round++) {
+        const int known = random_u32() % 4 != 0; /* a window that has kernels of its own */
+        bw_depthwise d = {.x_format = random_u32() % 4 ? BW_FORMAT_FP16 : BW_FORMAT_BF16,
+                          .w_format = random_u32() % 4 ? BW_FORMAT_FP16 : BW_FORMAT_BF16,
+                          .stride = 1 + random_u32() % 2,
+                          .dilation = known ? 1 : 1 + random_u32() % 2,
+                          .rows = random_u32() % 6,
+                          .columns = known ? 3 + 2 * (random_u32() % 3) : 1 + random_u32() % 7,
+                          .pixels = 1 + random_u32() % 40,
+                          .n = random_u32() % 2 ? 16 * (1 + random_u32() % 4) : 1 + random_u32() % 70};
+        d.width = (int64_t)(d.pixels * d.stride) + (int64_t)(random_u32() % 5) - 2;
+        d.width = d.width < 1 ? 1 : d.width;
+        d.left = (int64_t)(random_u32() % 6) - 4;
+        d.x_pixel = d.n + random_u32() % 3;
+        d.x_row = (size_t)d.width * d.x_pixel;
+        d.w_tap = d.acc_stride = bw_round_up(d.n, 16);
+        const size_t x_count = d.rows ? d.rows * d.x_row - (d.x_pixel - d.n) : 0, taps = d.rows * d.columns;
+        uint16_t *x = malloc((x_count + !x_count) * sizeof *x), *w = malloc((taps * d.w_tap + 1) * sizeof *w);
+        float *bias = malloc(d.w_tap * sizeof *bias), *acc[2];
+        for (int i = 0; i < 2; i++)
+            acc[i] = malloc(d.pixels * d.acc_stride * sizeof *acc[i]);
+        assert_true(x && w && bias && acc[0] && acc[1]);
+        for (size_t i = 0; i < x_count; i++)
+            x[i] = bw_encode_vector(bw_format_get(d.x_format), (float)((int)(random_u32() % 2001) - 1000) / 100.0f);
+        for (size_t i = 0; i < taps * d.w_tap; i++)
+            w[i] = bw_encode_vector(bw_format_get(d.w_format), (float)((int)(random_u32() % 2001) - 1000) / 1000.0f);
+        for (size_t i = 0; i < d.w_tap; i++)
+            bias[i] = (float)((int)(random_u32() % 2001) - 1000) / 64.0f;
+        d.x = x;
+        d.w = w;
+        d.bias = random_u32() % 4 ? bias : NULL;
+        for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa <= BW_SIM_ISA_AVX512VNNI; isa++) {
+            if (!bw_sim_isa_available(isa))
+                continue;
+            d.acc = acc[isa != BW_SIM_ISA_PORTABLE];
+            rows_of(isa)->depthwise(&d);
+            for (size_t p = 0; p < d.pixels; p++)
+                if (memcmp(d.acc + p * d.acc_stride, acc[0] + p * d.acc_stride, d.n * sizeof **acc))
+                    fail_msg("%s: depthwise %zu x %zu taps, stride %zu, dilation %zu, from column %lld of %lld, %zu "
+                             "channels: pixel %zu of %zu differs",
+                             bw_sim_isa_name(isa), d.rows, d.columns, d.stride, d.dilation, (long long)d.left,
+                             (long long)d.width, d.n, p, d.pixels);
+        }
+        free(x);
+        free(w);
+        free(bias);
+        free(acc[0]);
+        free(acc[1]);
+    }
+    (void)state;
+}
+
 /* --- weight codes ----------------------------------------------------------------------------------------------------
  */
 
@@ -646,11 +701,12 @@ static void concurrent_runs_queue(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rows_equal_formats),         cmocka_unit_test(fused_equals_portable),
-        cmocka_unit_test(windows_equal_portable),     cmocka_unit_test(unpack_equals_formats),
-        cmocka_unit_test(widen_words_equals_formats), cmocka_unit_test(pool_does_each_item_once),
-        cmocka_unit_test(runs_give_the_same_bits),    cmocka_unit_test(engine_is_reusable),
-        cmocka_unit_test(refuses_and_cancels),        cmocka_unit_test(concurrent_runs_queue),
+        cmocka_unit_test(rows_equal_formats),       cmocka_unit_test(fused_equals_portable),
+        cmocka_unit_test(windows_equal_portable),   cmocka_unit_test(depthwise_equals_portable),
+        cmocka_unit_test(unpack_equals_formats),    cmocka_unit_test(widen_words_equals_formats),
+        cmocka_unit_test(pool_does_each_item_once), cmocka_unit_test(runs_give_the_same_bits),
+        cmocka_unit_test(engine_is_reusable),       cmocka_unit_test(refuses_and_cancels),
+        cmocka_unit_test(concurrent_runs_queue),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
