@@ -6,6 +6,8 @@ CFLAGS  ?= -O2 -g
 LDFLAGS ?=
 PREFIX  ?= /usr/local
 DESTDIR ?=
+# Of the benchmarks: Debian's, which has python3-onnx.
+PYTHON  ?= /usr/bin/python3
 # Seconds for each fuzz target of `make fuzz`.
 FUZZ_SECONDS ?= 60
 # address | undefined | thread | address,undefined
@@ -176,9 +178,21 @@ fuzz:
 fuzz-build: $(FUZZ_BIN)
 	@mkdir -p build && ln -sfn $(VARIANT)/tests/fuzz build/fuzz
 
-## bench: measure speed (networks x formats x ISA x threads) and print a table
+# What tests/bench/bench.py needs to know of this build.
+bench_env = BW_BIN=$(CURDIR)/$(BUILD)/bin BW_BENCH_WORKER=$(CURDIR)/$(BUILD)/tests/bench/bench_network \
+    BW_BENCH_CC='$(shell $(CC) --version 2>/dev/null | head -n 1), $(CFLAGS)'
+
+## bench: measure networks x formats x ISA x threads (docs/performance.md), tables and build/bench/*.json
 bench: all $(BENCHES)
-	@for b in $(BENCHES); do BW_BIN=$(CURDIR)/$(BUILD)/bin $$b || exit 1; done
+	@$(bench_env) $(PYTHON) tests/bench/bench.py
+.PHONY: bench-layers bench-peers
+## bench-layers: measure layer shapes, and from a file to ready
+bench-layers: all $(BENCHES)
+	@for b in bench_sim bench_open; do $(BUILD)/tests/bench/$$b || exit 1; done
+## bench-peers: the same networks beside onnxruntime and OpenVINO, installed from PyPI to build/peers if it can be reached
+bench-peers: all $(BENCHES)
+	@PYTHON=$(PYTHON) sh tests/bench/peers.sh
+	@$(bench_env) $(PYTHON) tests/bench/bench.py --peers
 
 ## bench-service: what the service costs, against a C++ echo server on the same gRPC; BENCH_SERVICE='--network X.bw ...'
 bench-service: all
