@@ -191,10 +191,10 @@ class Bench:
             output_of([tool, "-q", model, "-o", target, "--format", fmt, "--name", name])
         return target
 
-    def int8(self, name, model):
-        target = os.path.join(self.models, name + ".int8.onnx")
+    def int8(self, name, model, which):
+        target = os.path.join(self.models, f"{name}.int8-{which}.onnx")
         if not self.fresh(target, model, os.path.join(HERE, "peer.py")):
-            output_of([self.python, os.path.join(HERE, "peer.py"), "quantize", model, target])
+            output_of([self.python, os.path.join(HERE, "peer.py"), "quantize", which, model, target])
         return target
 
     def facts(self, name, model):
@@ -229,10 +229,10 @@ class Bench:
             key = {"engine": "onednn", "format": "fp32", "threads": threads}
             jobs.append((key, [WORKER, "float", model], {"OMP_NUM_THREADS": str(threads)}))
         for engine in self.versions:
-            for fmt in ("fp32", "int8"):
+            for fmt in ("fp32", "int8-all", "int8-matrix"):
                 key = {"engine": engine, "format": fmt, "threads": threads}
                 try:
-                    file = model if fmt == "fp32" else self.int8(name, model)
+                    file = model if fmt == "fp32" else self.int8(name, model, fmt[5:])
                 except RuntimeError as e:
                     failed.append({**key, "failed": "quantize_static: " + str(e)})
                     continue

@@ -38,13 +38,15 @@ def find(name, path, top, shared):
     return full if os.path.isfile(full) else None
 
 
-def _weights(node, slot, shape, rng):
+def _weights(graph, node, slot, shape, rng):
     """What input `slot` of the node gets."""
     import numpy as np
     if node.op_type in ("Conv", "Gemm", "MatMul") and slot == 1:
         return rng.normal(0, (2.0 / max(1, int(np.prod(shape[1:])))) ** 0.5, shape)
     if node.op_type == "BatchNormalization" and slot in (1, 4):
-        return rng.uniform(0.8, 1.2, shape)
+        # Where branches are added up they are damped, or every block would make the numbers larger.
+        added = slot == 1 and any(n.op_type in ("Sum", "Add") for n, _ in _users(graph, node.output[0]))
+        return rng.uniform(0.8, 1.2, shape) * (0.3 if added else 1)
     if node.op_type == "Mul":
         return rng.uniform(0.8, 1.2, shape)
     return rng.normal(0, 0.1, shape)
@@ -110,7 +112,7 @@ def materialise(source, target, seed=1):
         if node.op_type == "ConstantOfShape" and node.input[0] in arrays:
             users = list(_users(graph, node.output[0]))
             shape = [int(d) for d in arrays[node.input[0]]]
-            arrays[node.output[0]] = _weights(*users[0], shape, rng).astype(np.float32) if users else np.zeros(shape)
+            arrays[node.output[0]] = _weights(graph, *users[0], shape, rng).astype(np.float32) if users else np.zeros(shape)
             made.append(node)
     for node in made:
         graph.node.remove(node)

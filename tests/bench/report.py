@@ -31,11 +31,13 @@ def print_network(r):
     print(end="", flush=True)
 
 
-def pick(r, threads, engine, fmt=None):
-    for x in r["results"]:
-        if x["threads"] == threads and x["engine"] == engine and (fmt is None or x["format"] == fmt):
-            return x
-    return None
+def pick(r, threads, engine, fmt=""):
+    """The fastest of the engine's formats that begin with `fmt`; blockwave: the first. None if there is none."""
+    found = [x for x in r["results"]
+             if x["threads"] == threads and x["engine"] == engine and x["format"].startswith(fmt)]
+    if engine == "blockwave":
+        return found[0] if found else None
+    return min(found, key=lambda x: x["ms"], default=None)
 
 
 # Columns beside blockwave: title, engine, format.
