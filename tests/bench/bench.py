@@ -3,7 +3,7 @@
 """Speed of networks: `make bench`, `make bench-peers`. See docs/performance.md.
 
     bench.py [--only TEXT,...] [--formats F,...] [--isa I,...] [--threads N,...] [--seconds S] [--rounds N]
-             [--peers] [--prepare] [--report]
+             [--peers] [--prepare] [--report [--markdown] [--svg FILE]]
 
 Every engine that is compared is a process of its own, opened before anything is timed and stopped (SIGSTOP) while
 another one runs: no pool of threads that spins, no allocator, no cache line of a neighbour in the figures but what the
@@ -14,7 +14,7 @@ Each network's result goes to build/bench/NAME.json (NAME.peers.json with --peer
 and measures nothing; --report prints the tables of what has been measured before.
 Environment, in place of the options: BW_BENCH_ONLY, BW_BENCH_FORMATS, BW_BENCH_ISA, BW_BENCH_THREADS,
 BW_BENCH_SECONDS, BW_BENCH_ROUNDS. BW_SHARED: the shared data (default ../shared/data). BW_PEERS: the environment of the
-peers (default build/peers).
+peers (default build/peers). BW_BENCH_OUT: where results go (default build/bench).
 """
 import argparse
 import datetime
@@ -36,7 +36,7 @@ SHARED = os.environ.get("BW_SHARED") or os.path.join(TOP, "..", "shared", "data"
 BIN = os.environ.get("BW_BIN") or os.path.join(TOP, "build", "bin")
 WORKER = os.environ.get("BW_BENCH_WORKER") or os.path.join(TOP, "build", "bench", "bench_network")
 PEERS = os.environ.get("BW_PEERS") or os.path.join(TOP, "build", "peers")
-OUT = os.path.join(TOP, "build", "bench")
+OUT = os.environ.get("BW_BENCH_OUT") or os.path.join(TOP, "build", "bench")
 ISAS = ["avx512vnni", "avx2", "portable"]
 WARM_UP = 0.15  # seconds, in the first round
 
@@ -312,7 +312,9 @@ class Bench:
         if good:
             say()
             report.print_summary(good)
-        return 1 if None in done or (not done and not self.args.prepare) else 0
+        if self.args.prepare:
+            return 0
+        return 0 if any(r["results"] for r in good) and None not in done else 1
 
 
 def machine():
@@ -346,12 +348,14 @@ def main():
     p.add_argument("--peers", action="store_true", help="beside onnxruntime and OpenVINO")
     p.add_argument("--prepare", action="store_true", help="make models and packages only")
     p.add_argument("--report", action="store_true", help="print what build/bench holds")
+    p.add_argument("--markdown", action="store_true", help="with --report: tables as docs/performance.md has them")
+    p.add_argument("--svg", help="with --report: draw the roofline to this file")
     args = p.parse_args()
     args.formats = args.formats or (["msfp16"] if args.peers else ["msfp16", "msfp12", "mxint8"])
     cpus = len(os.sched_getaffinity(0))
     args.threads = [int(t) for t in args.threads] or sorted({1, cpus})
     if args.report:
-        return report.main(OUT)
+        return report.main(OUT, args.markdown, args.svg)
     if not os.access(WORKER, os.X_OK):
         sys.exit(f"bench.py: no worker at {WORKER}: start this with `make bench`, or set BW_BENCH_WORKER")
     available = json.loads(output_of([WORKER, "peak"]))
