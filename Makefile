@@ -140,7 +140,7 @@ $(BUILD)/tests/fuzz/replay_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/tests/fuzz/d
 $(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(LIBS)
 	$(link_test) -fsanitize=fuzzer
 
-tests-build: all $(UNIT_TESTS) $(CONF_TESTS) $(FUZZ_REPLAY)
+tests-build: all $(UNIT_TESTS) $(CONF_TESTS) $(FUZZ_REPLAY) $(BENCHES)
 
 run_tests = BW_BUILD=$(BUILD) BW_BIN=$(CURDIR)/$(BUILD)/bin BW_SAN='$(SAN)' sh tests/support/run_tests.sh
 
