@@ -3,6 +3,7 @@
 #include "host/cli.h"
 
 #include <inttypes.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -32,6 +33,19 @@ int bw_cli_usage(const char *command, const char *format, ...)
     fflush(stdout);
     fprintf(stderr, "blockwave %s: %s, see 'blockwave %s --help'\n", command, text, command);
     return BW_EXIT_USAGE;
+}
+
+void bw_cli_let_threads_sleep(char **argv)
+{
+    char self[PATH_MAX];
+    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT"))
+        return;
+    /* By its name, not as /proc/self/exe, which would be the process's name then. */
+    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n <= 0 || setenv("OMP_WAIT_POLICY", "passive", 1))
+        return;
+    self[n] = 0;
+    execv(self, argv);
 }
 
 static volatile sig_atomic_t interrupted;

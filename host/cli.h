@@ -23,6 +23,14 @@ int bw_cli_fail(const char *command, const bw_error *err);
 /* The same with a formatted text and ", see 'blockwave COMMAND --help'"; returns BW_EXIT_USAGE. */
 int bw_cli_usage(const char *command, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/*
+ * To be called first thing in main by programs that run CPU stages. oneDNN's OpenMP threads spin for milliseconds after
+ * each operator and starve whoever shares the CPUs, unless OMP_WAIT_POLICY is passive. The runtime reads that when it
+ * is loaded, before main: so it is set here, unless the user has set it (or GOMP_SPINCOUNT), and the program started
+ * over once. Goes on as it is if that cannot be done.
+ */
+void bw_cli_let_threads_sleep(char **argv);
+
 /* Installs SIGINT and SIGTERM handlers that set a flag; a second signal ends the process. */
 void bw_cli_catch_interrupts(void);
 int bw_cli_interrupted(void);

@@ -160,6 +160,16 @@ static int cmd_version(int argc, char **argv)
     return BW_EXIT_OK;
 }
 
+static int runs_networks(const char *name)
+{
+    static const char *const names[] = {"run", "eval", "profile", "featurize"};
+    for (size_t i = 0; i < COUNT(names); i++) {
+        if (strcmp(names[i], name) == 0)
+            return 1;
+    }
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2) {
@@ -167,6 +177,8 @@ int main(int argc, char **argv)
         return BW_EXIT_USAGE;
     }
     int code;
+    if (runs_networks(argv[1]))
+        bw_cli_let_threads_sleep(argv);
     if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0) {
         code = cmd_version(argc, argv);
     } else if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {

@@ -175,8 +175,9 @@ static bw_status check_finite(const bw_io *io, const bw_array *a, bw_error *err)
     return bw_fail(err, BW_NOT_FINITE, "input '%s': element %zu is %g, expected finite numbers", io->name, bad, value);
 }
 
-/* dtype, shape, batch, finite. *batch: of the inputs with a free batch; -1 while none has been seen. */
-static bw_status check_input(const bw_io *io, const bw_array *a, int64_t *batch, int64_t fixed, bw_error *err)
+/* dtype, shape, batch, finite (unless that has been seen). *batch: of the inputs with a free batch; -1 while none has
+ * been seen. */
+static bw_status check_input(const bw_io *io, const bw_array *a, int64_t *batch, int64_t fixed, int seen, bw_error *err)
 {
     char has[200], wants[200];
     int fits = a->rank == io->rank;
@@ -201,7 +202,7 @@ static bw_status check_input(const bw_io *io, const bw_array *a, int64_t *batch,
     if (a->bytes < (size_t)bw_array_count(a) * bw_dtype_size(a->dtype) || (!a->data && bw_array_count(a) > 0))
         return bw_fail(err, BW_INVALID_ARGUMENT, "input '%s' has %zu bytes, shape %s of %s takes more", io->name,
                        a->bytes, bw_shape_text(a->rank, a->dims, has, sizeof has), bw_dtype_name(a->dtype));
-    return check_finite(io, a, err);
+    return seen ? BW_OK : check_finite(io, a, err);
 }
 
 static bw_status copy_array(const bw_array *from, bw_array *to, bw_error *err)
@@ -312,7 +313,7 @@ bw_status bw_session_run(bw_session *s, const bw_array *inputs, bw_array *output
     int64_t batch = -1;
     bw_status status = BW_OK;
     for (int i = 0; i < p->input_count && !status; i++)
-        status = check_input(&p->inputs[i], &inputs[i], &batch, s->fixed_batch, err);
+        status = check_input(&p->inputs[i], &inputs[i], &batch, s->fixed_batch, options && options->finite_inputs, err);
     if (status)
         return status;
     if (times.profile)

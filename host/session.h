@@ -72,6 +72,7 @@ int64_t bw_session_label_count(const bw_session *s);
 typedef struct bw_run_options {
     uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0: none */
     int featurize;        /* non-zero: stop after the last accelerator stage; outputs are its outputs */
+    int finite_inputs;    /* non-zero: the caller has seen that all inputs are finite; they are not scanned again */
     bw_timing *timing;    /* filled if not NULL */
     bw_profile *profile;  /* of bw_profile_new for this session; filled if not NULL, by one run at a time */
 } bw_run_options;

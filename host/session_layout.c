@@ -39,8 +39,35 @@ static void transpose(const float *in, size_t rows, size_t columns, float *out)
     }
 }
 
+/* Colour pictures, which tiles do not fit: four pixels at a time. */
+static void interleave_3(const float *in, size_t pixels, float *out)
+{
+    typedef float four __attribute__((vector_size(16)));
+    size_t i = 0;
+    for (; pixels - i >= 4; i += 4, out += 12) {
+        four a, b, c;
+        memcpy(&a, in + i, sizeof a);
+        memcpy(&b, in + pixels + i, sizeof b);
+        memcpy(&c, in + 2 * pixels + i, sizeof c);
+        four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), bc = __builtin_shufflevector(b, c, 1, 5, 2, 6);
+        four x = __builtin_shufflevector(ab, c, 0, 1, 4, 2), y = __builtin_shufflevector(bc, a, 0, 1, 6, 2);
+        four last = __builtin_shufflevector(a, b, 3, 7, 3, 7), z = __builtin_shufflevector(c, last, 2, 4, 5, 3);
+        memcpy(out, &x, sizeof x);
+        memcpy(out + 4, &y, sizeof y);
+        memcpy(out + 8, &z, sizeof z);
+    }
+    for (; i < pixels; i++, out += 3) {
+        for (size_t k = 0; k < 3; k++)
+            out[k] = in[k * pixels + i];
+    }
+}
+
 void bw_to_channels_last(const float *in, size_t channels, size_t pixels, float *out)
 {
+    if (channels == 3) {
+        interleave_3(in, pixels, out);
+        return;
+    }
     transpose(in, channels, pixels, out);
 }
 

@@ -619,6 +619,7 @@ static bw_status run(struct job *j, bw_error *err)
 
 int main(int argc, char **argv)
 {
+    bw_cli_let_threads_sleep(argv);
     struct job j;
     memset(&j, 0, sizeof j);
     int code = parse_arguments(argc, argv, &j.a);

@@ -277,6 +277,7 @@ static int serve(arguments *a)
 
 int main(int argc, char **argv)
 {
+    bw_cli_let_threads_sleep(argv);
     bw_grpc_prepare_process();
     block_signals();
     arguments a = {0};

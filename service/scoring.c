@@ -246,8 +246,10 @@ bw_status bw_scoring_input(bw_scoring *s, const bw_tensor_in *t, bw_error *err)
     if (status)
         return status;
     bw_array *a = &s->inputs[index];
+    int finite;
     status = bw_tensor_convert(t->element, t->storage, t->values, t->repeat, a->data, a->bytes / sizeof(float),
-                               io->name, err);
+                               io->name, &finite, err);
+    s->unseen_inputs |= !finite;
     if (status)
         bw_array_free(a);
     return status;
@@ -381,6 +383,7 @@ static void work(bw_job *job)
         uint64_t limit = s->started_ns + s->scorer->timeout_ns, run_ns = bw_now_ns();
         bw_run_options options = {
             .deadline_ns = s->call->deadline_ns && s->call->deadline_ns < limit ? s->call->deadline_ns : limit,
+            .finite_inputs = !s->unseen_inputs && !s->pictures,
             .timing = &s->timing,
         };
         status = s->model->ops->run(s->model->self, s->inputs, s->outputs, &options, &err);

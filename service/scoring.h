@@ -49,6 +49,7 @@ struct bw_scoring {
     void (*encode)(bw_scoring *s, bw_writer *w);
 
     size_t input_bytes;
+    int unseen_inputs; /* not all inputs were seen to be finite */
     bw_timing timing;
     uint64_t decoded_ns, started_ns, preprocess_ns;
     int ran;

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "host/session_layout.h"
 #include "kernels/formats.h"
 
 static const bw_element_traits elements[] = {
@@ -161,9 +162,22 @@ static size_t narrow_piece(bw_element element, const int64_t *wide, size_t n, vo
     return n;
 }
 
-bw_status bw_tensor_convert(bw_element element, bw_storage storage, bw_cursor values, int repeat, float *out,
-                            size_t count, const char *name, bw_error *err)
+/* Looks at each piece while it is in the first-level cache. */
+static int copy_floats(bw_cursor *values, float *out, size_t count)
 {
+    int finite = 1;
+    for (size_t at = 0, n; at < count; at += n) {
+        n = count - at < 2048 ? count - at : 2048;
+        bw_cursor_copy(values, out + at, n * sizeof *out);
+        finite = finite && bw_first_not_finite(out + at, n) == n;
+    }
+    return finite;
+}
+
+bw_status bw_tensor_convert(bw_element element, bw_storage storage, bw_cursor values, int repeat, float *out,
+                            size_t count, const char *name, int *finite, bw_error *err)
+{
+    *finite = 0;
     const bw_element_traits *t = bw_element_get(element);
     size_t size = storage == BW_STORAGE_SAME ? t->size : 4;
     size_t have = size ? values.left / size : 0;
@@ -173,7 +187,7 @@ bw_status bw_tensor_convert(bw_element element, bw_storage storage, bw_cursor va
                        "tensor, row-major and little-endian",
                        name, values.left, t->kserve, count, size);
     if (element == BW_ELEMENT_F32 && storage == BW_STORAGE_SAME) {
-        bw_cursor_copy(&values, out, have * sizeof *out);
+        *finite = copy_floats(&values, out, have);
     } else {
         _Alignas(16) uint8_t piece[4096];
         int64_t wide[512];

@@ -61,10 +61,11 @@ typedef enum bw_storage {
 
 /*
  * Converts `count` values from `values` to fp32. With `repeat` fewer values than `count` (but one) are filled up with
- * the last one. BW_INVALID_ARGUMENT: another number of bytes, or a value out of the element's range.
+ * the last one. *finite: 1 if all values were seen to be finite on the way; 0: not looked at, or not all are.
+ * BW_INVALID_ARGUMENT: another number of bytes, or a value out of the element's range.
  */
 bw_status bw_tensor_convert(bw_element element, bw_storage storage, bw_cursor values, int repeat, float *out,
-                            size_t count, const char *name, bw_error *err);
+                            size_t count, const char *name, int *finite, bw_error *err);
 
 /* Index of the input (or output) meant by `name`: its exact name; the name with ":0" behind; `alias` if there is just
  * one. -1: none of these. */
