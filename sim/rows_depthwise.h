@@ -20,6 +20,7 @@ INLINE void depthwise_block(const bw_depthwise *d, bw_format format, int pixels,
     const int64_t left = d->left + (int64_t)p * stride;
     const uint16_t *x = d->x + left * (int64_t)d->x_pixel + (int64_t)c, *w = d->w + c;
     const vf bias = d->bias ? v_load(d->bias + c) : v_set(0.0f);
+    static const uint16_t zeros[V_LANES];
     vf acc[DEPTHWISE_PIXELS];
 #pragma GCC unroll 16
     for (int i = 0; i < pixels; i++)
@@ -32,9 +33,9 @@ INLINE void depthwise_block(const bw_depthwise *d, bw_format format, int pixels,
         const uint16_t *at = x;
 #pragma GCC unroll 64
         for (int i = 0; i < (pixels - 1) * stride + columns; i++, at += d->x_pixel) {
-            if (!inside && (left + i < 0 || left + i >= d->width))
-                continue;
-            const vf v = from_vector(format, at);
+            /* Zeros add nothing: no sum is -0. */
+            const int out = !inside && (uint64_t)(left + i) >= (uint64_t)d->width;
+            const vf v = from_vector(format, out ? zeros : at);
 #pragma GCC unroll 8
             for (int kx = 0; kx < columns; kx++)
                 if (i >= kx && (i - kx) % stride == 0 && (i - kx) / stride < pixels)
