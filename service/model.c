@@ -34,6 +34,10 @@ void bw_pace_note(bw_pace *pace, uint64_t ns, uint64_t bytes, int device)
     /* Threads may overwrite each other's notes: each of them is an honest one. */
     uint64_t old_ns = atomic_load_explicit(&pace->ns, memory_order_relaxed);
     uint64_t old_bytes = atomic_load_explicit(&pace->bytes, memory_order_relaxed);
+    /* A run that was interrupted says little: none counts for more than twice what was to be expected. */
+    double grown = bytes > old_bytes ? (double)bytes / (double)(old_bytes + 1) : 1;
+    if (old_ns && (double)ns > 2 * grown * (double)old_ns)
+        ns = (uint64_t)(2 * grown * (double)old_ns) + 8;
     atomic_store_explicit(&pace->ns, old_ns ? old_ns - old_ns / 8 + ns / 8 : ns, memory_order_relaxed);
     atomic_store_explicit(&pace->bytes, old_ns ? old_bytes - old_bytes / 8 + bytes / 8 : bytes, memory_order_relaxed);
     if (device && !atomic_load_explicit(&pace->device, memory_order_relaxed))

@@ -85,6 +85,8 @@ static void short_runs(void **state)
     assert_true(bw_pace_is_short(&p, 1000, 50000));
     assert_true(bw_pace_is_short(&p, 4900, 50000));
     assert_false(bw_pace_is_short(&p, 5100, 50000));
+    bw_pace_note(&p, 4000000, 1000, 0); /* interrupted for a tick */
+    assert_true(bw_pace_is_short(&p, 1000, 50000));
     for (int i = 0; i < 100; i++)
         bw_pace_note(&p, 60000, 1000, 0);
     assert_false(bw_pace_is_short(&p, 1, 50000));
