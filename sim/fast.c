@@ -120,25 +120,24 @@ static void fill_tables(bw_format_tables *tables)
             continue;
         for (int c = 0; c < 256; c++) {
             int64_t v = bw_code_value(t, (uint8_t)c);
-            tables->values[f][c] = (float)v; /* few significant bits: exact */
             tables->values16[f][c] = (int16_t)(v > INT16_MAX ? INT16_MAX : v < INT16_MIN ? INT16_MIN : v);
         }
     }
 }
 
-static bw_row_format row_format(const bw_fast *engine, unsigned format, uint16_t block)
+static bw_row_format row_format(unsigned format, uint16_t block)
 {
     const bw_format_traits *t = bw_format_get((bw_format)format);
-    bw_row_format f = {t, t->kind, block, engine->tables->values[format]};
+    bw_row_format f = {t, t->kind, block};
     return f;
 }
 
-static void plan_view(const bw_fast *engine, const bw_tensor *t, bw_view *v)
+static void plan_view(const bw_tensor *t, bw_view *v)
 {
     if (t->region == BW_REGION_NONE)
         return;
     v->tensor = t;
-    v->format = row_format(engine, t->format, t->block);
+    v->format = row_format(t->format, t->block);
     v->units = bw_tensor_units(t);
     v->unit_bytes = (size_t)t->block * v->format.traits->device_bytes;
 }
@@ -152,10 +151,10 @@ static int rows_adjoin(const bw_view *v)
 static void plan_instruction(const bw_fast *engine, const bw_instruction *ins, bw_plan *plan)
 {
     plan->ins = ins;
-    plan_view(engine, &ins->in, &plan->in);
-    plan_view(engine, &ins->in2, &plan->in2);
-    plan_view(engine, &ins->out0, &plan->out[0]);
-    plan_view(engine, &ins->out1, &plan->out[1]);
+    plan_view(&ins->in, &plan->in);
+    plan_view(&ins->in2, &plan->in2);
+    plan_view(&ins->out0, &plan->out[0]);
+    plan_view(&ins->out1, &plan->out[1]);
     plan->align = BW_OUTPUT_TILE;
     const bw_view *views[] = {&plan->in2, &plan->out[0], &plan->out[1]};
     for (unsigned i = 0; i < 3; i++)
@@ -169,7 +168,7 @@ static void plan_instruction(const bw_fast *engine, const bw_instruction *ins, b
     if (ins->flags & BW_FLAG_BIAS)
         plan->bias = (const float *)(const void *)(engine->constants + ins->bias);
     if (ins->weight_format != BW_FORMAT_NONE)
-        plan->weight_format = row_format(engine, ins->weight_format, ins->in.block);
+        plan->weight_format = row_format(ins->weight_format, ins->in.block);
     if (ins->opcode == BW_OP_CONV)
         bw_conv_plan(engine, plan);
     else
@@ -198,7 +197,7 @@ static bw_status fill_engine(bw_fast *engine, const bw_fast_options *options, bw
     if (!engine->tables || !engine->plans)
         return bw_fail(err, BW_NO_MEMORY, "no memory for the plan of %u instructions", count);
     fill_tables(engine->tables);
-    engine->fp32 = row_format(engine, BW_FORMAT_FP32, 1);
+    engine->fp32 = row_format(BW_FORMAT_FP32, 1);
     for (uint32_t i = 0; i < count; i++) {
         bw_plan *plan = &engine->plans[i];
         plan_instruction(engine, &engine->program->instructions[i], plan);

@@ -35,7 +35,6 @@ typedef struct bw_row_format {
     const bw_format_traits *traits;
     bw_format_kind kind;
     uint16_t block;
-    const float *values; /* kind TABLE: 256 code values as floats */
 } bw_row_format;
 
 typedef struct bw_row_activation {
@@ -222,7 +221,6 @@ unsigned bw_wide_unit(bw_dot_class c, const bw_format_traits *activations, size_
 
 /* Tables derived from the formats once. */
 typedef struct bw_format_tables {
-    float values[BW_FORMAT_LIMIT][256];
     int16_t values16[BW_FORMAT_LIMIT][256]; /* saturated: only used where all values fit */
 } bw_format_tables;
 
@@ -324,9 +322,6 @@ bw_side bw_fast_side(const bw_view *v, size_t image, size_t y, size_t x, size_t 
  */
 void bw_fast_finish_pixels(const bw_fast *engine, const bw_plan *plan, size_t first, size_t pixels, size_t c0, size_t n,
                            const float *acc, size_t stride);
-/* The same for pixel (y, x) alone; spare is not used. */
-void bw_fast_finish(const bw_fast *engine, const bw_plan *plan, size_t image, size_t y, size_t x, size_t c0, size_t n,
-                    float *row, float *spare);
 
 /* Fill the CONV part of a plan (scratch included) / run it. */
 void bw_conv_plan(const bw_fast *engine, bw_plan *plan);

@@ -48,14 +48,6 @@ void bw_fast_finish_pixels(const bw_fast *engine, const bw_plan *plan, size_t fi
     }
 }
 
-void bw_fast_finish(const bw_fast *engine, const bw_plan *plan, size_t image, size_t y, size_t x, size_t c0, size_t n,
-                    float *row, float *spare)
-{
-    const bw_tensor *out = &plan->ins->out0;
-    (void)spare;
-    bw_fast_finish_pixels(engine, plan, (image * out->height + y) * out->width + x, 1, c0, n, row, 0);
-}
-
 /* Decodes all channels of a pixel of the input. */
 static void read_pixel(const bw_fast *engine, const bw_plan *plan, size_t image, size_t y, size_t x, float *row)
 {

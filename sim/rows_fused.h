@@ -1,19 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The fused pass of the x86 row kernels (bw_fused in sim/fast.h), written once: included by rows__ISA.c after
- * sim/rows_simd.h. Channels go through registers in chunks of 64 (128 if an output has blocks of 128): read, operate,
- * activate, and for each output find the exponents of the chunk's blocks together, scale, round, pack. What is left of
- * a pixel after whole chunks goes through a buffer, block by block.
+ * The fused pass of the x86 row kernels (bw_fused in sim/fast.h), written once:
+ * included by rows__ISA.c after sim/rows_simd.h. Channels go through registers
+ * in chunks of 64 (128 if an output has blocks of 128): read, operate,
+ * activate, and for each output find the exponents of the chunk's blocks
+ * together, scale, round, pack. What is left of a pixel after whole chunks goes
+ * through a buffer, block by block.
  */
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* --- formats, resolved once per call ------------------------------------------------------------------------------ */
+/* --- formats, resolved once per call
+ * ------------------------------------------------------------------------------
+ */
 
 typedef enum side_kind {
     SIDE_NONE,
     SIDE_FLOAT,
-    SIDE_LINES,        /* fp32 of several pixels, which do not follow each other in memory, as one run of channels */
+    SIDE_LINES,        /* fp32 of several pixels, which do not follow each other in
+                          memory, as one run of channels */
     SIDE_PADDED_LINES, /* the same with padding after each pixel's channels */
     SIDE_FP16,
     SIDE_BF16,
@@ -22,13 +27,15 @@ typedef enum side_kind {
     SIDE_BLOCK64,
     SIDE_BLOCK128,
     SIDE_WORDS, /* INT16 */
-    SIDE_PAIRS, /* INT with microexponents, to be written; to readers it is like any other */
+    SIDE_PAIRS, /* INT with microexponents, to be written; to readers it is like
+                   any other */
     SIDE_TABLE
 } side_kind;
 
 /*
- * TABLE elements are small floats: with their bits moved up they are fp16 numbers, which the hardware converts,
- * subnormals included. Code 1, the unit, becomes 2^(10 - M) subnormals of fp16 and so stands for 2^-(14 + M).
+ * TABLE elements are small floats: with their bits moved up they are fp16
+ * numbers, which the hardware converts, subnormals included. Code 1, the unit,
+ * becomes 2^(10 - M) subnormals of fp16 and so stands for 2^-(14 + M).
  */
 typedef struct table_shape {
     int shift, sign; /* left shifts of the magnitude, of the sign */
@@ -53,12 +60,14 @@ typedef struct side {
     size_t code_pixel, exp_pixel;
     table_shape table;
     struct {
-        __m128i shift, least, most; /* four times what turns the largest magnitude into an exponent, and its range */
+        __m128i shift, least, most; /* four times what turns the largest magnitude
+                                       into an exponent, and its range */
     } scaling;
     int limit; /* the largest code */
 } side;
 
-/* Factors of four blocks, in memory: from there they are broadcast by loads, which leaves the shuffle unit alone. */
+/* Factors of four blocks, in memory: from there they are broadcast by loads,
+ * which leaves the shuffle unit alone. */
 typedef union four_factors {
     __m128i bits;
     float f[4];
@@ -119,7 +128,8 @@ static side side_of(const bw_side *b, size_t chunk, int written)
     return s;
 }
 
-/* SIDE_LINES: where each 16 channels of a chunk are, and how many of them exist; the rest is padding. */
+/* SIDE_LINES: where each 16 channels of a chunk are, and how many of them
+ * exist; the rest is padding. */
 typedef struct line_set {
     const float *at[8];
     size_t count[8];
@@ -147,7 +157,8 @@ INLINE spot moved(spot at, size_t codes, size_t exps)
     return (spot){at.codes + codes, at.exps + exps};
 }
 
-/* --- reading a chunk -----------------------------------------------------------------------------------------------
+/* --- reading a chunk
+ * -----------------------------------------------------------------------------------------------
  */
 
 /* Up to four exponents of consecutive blocks; reads no more than `count`. */
@@ -191,7 +202,8 @@ INLINE vf words_to_float(const uint8_t *codes)
     return v_float((v_load_u16((const uint16_t *)(const void *)codes) << 16) >> 16);
 }
 
-/* kind: that of *d, as a constant if it is known. lines: for SIDE_LINES, where each 16 channels are. */
+/* kind: that of *d, as a constant if it is known. lines: for SIDE_LINES, where
+ * each 16 channels are. */
 INLINE void read_chunk(const side *d, side_kind kind, spot at, const line_set *lines, int vectors, vf *y)
 {
     switch (kind) {
@@ -243,17 +255,19 @@ INLINE void read_chunk(const side *d, side_kind kind, spot at, const line_set *l
     }
 }
 
-/* --- writing a chunk -----------------------------------------------------------------------------------------------
+/* --- writing a chunk
+ * -----------------------------------------------------------------------------------------------
  */
 
-/* Exponents of the last bits of four blocks from their largest magnitudes, clamped below. Zeros and subnormals are far
- * below every exp_min. */
+/* Exponents of the last bits of four blocks from their largest magnitudes,
+ * clamped below. Zeros and subnormals are far below every exp_min. */
 INLINE __m128i four_exponents(const side *d, __m128i max)
 {
     return _mm_max_epi32(_mm_sub_epi32(_mm_srli_epi32(max, 23), d->scaling.shift), d->scaling.least);
 }
 
-/* The exponents of a chunk's blocks, and 2^-e of each four of them; returns whether one was above the range. */
+/* The exponents of a chunk's blocks, and 2^-e of each four of them; returns
+ * whether one was above the range. */
 INLINE int block_scales(const side *d, int block, int vectors, const vf *y, int8_t *exps, four_factors *scales)
 {
     const int per = block / V_LANES, blocks = vectors / per;
@@ -282,8 +296,8 @@ INLINE int block_scales(const side *d, int block, int vectors, const vf *y, int8
     return over;
 }
 
-/* Within the exponent range |y| * 2^-e is below 2^m, so that rounding leaves the codes by one at most, and bytes can
- * be clamped instead of floats. */
+/* Within the exponent range |y| * 2^-e is below 2^m, so that rounding leaves
+ * the codes by one at most, and bytes can be clamped instead of floats. */
 INLINE void write_int(const side *d, int block, int vectors, const vf *y, spot at)
 {
     four_factors scales[2];
@@ -412,11 +426,13 @@ INLINE void write_chunk(const side *d, side_kind kind, int vectors, const vf *y,
     }
 }
 
-/* --- less than a chunk ---------------------------------------------------------------------------------------------
+/* --- less than a chunk
+ * ---------------------------------------------------------------------------------------------
  */
 
-/* The next V_LANES channels of the n > 0 that are left of a pixel. Of a block format all of the last block may be
- * read, of the others exactly n elements. */
+/* The next V_LANES channels of the n > 0 that are left of a pixel. Of a block
+ * format all of the last block may be read, of the others exactly n elements.
+ */
 INLINE vf read_vector(const side *d, spot at, size_t n)
 {
     if (d->kind == SIDE_FLOAT) {
@@ -436,7 +452,8 @@ INLINE vf read_vector(const side *d, spot at, size_t n)
     return d->kind == SIDE_TABLE ? table_values(&d->table, at.codes, s) : v_float(v_load_s8(at.codes)) * s;
 }
 
-/* --- the pass ------------------------------------------------------------------------------------------------------
+/* --- the pass
+ * ------------------------------------------------------------------------------------------------------
  */
 
 typedef struct fused_pass {
@@ -500,7 +517,8 @@ INLINE void do_chunk(const fused_pass *p, kinds k, spots at, const line_set *lin
         for (int i = 0; i < vectors; i++)
             y[i] = v_max(lo, v_min(hi, y[i]));
     }
-    if (k.a == SIDE_PADDED_LINES) { /* padding is zero whatever the activation makes of it */
+    if (k.a == SIDE_PADDED_LINES) { /* padding is zero whatever the activation
+                                       makes of it */
 #pragma GCC unroll 16
         for (int i = 0; i < vectors; i++)
             y[i] = v_keep(y[i], line_count(lines, (size_t)(i * V_LANES)));
@@ -560,13 +578,76 @@ static void do_rest(const fused_pass *p, kinds k, spots at, const line_set *line
     }
 }
 
-/* `pixels` times n channels. For SIDE_LINES these are the pixels' `line` channels, padded to `padded` each. Inlined
- * with constant chunk of 64 or 128, and kinds. */
+/*
+ * Channels from..n of each pixel, fewer than a chunk, if all blocks are of 16:
+ * four times 16 of them at a time, from whatever pixels they are.
+ */
+INLINE void run_pieces(const fused_pass *p, kinds k, size_t pixels, size_t n, size_t from)
+{
+    enum { PER = 16 / V_LANES };
+    const size_t a_bytes = p->a.traits->device_bytes, b_bytes = k.b == SIDE_NONE ? 0 : p->b.traits->device_bytes;
+    size_t pixel = 0, c = from;
+    while (pixel < pixels) {
+        vf y[4 * PER];
+        spot to[4];
+        size_t half[4], count[4], pieces = 0; /* half: elements before this piece in out1 */
+        for (; pieces < 4 && pixel < pixels; pieces++) {
+            const size_t left = n - c < 16 ? n - c : 16;
+            const spot a = moved(p->a.first, pixel * p->a.code_pixel + c * a_bytes, pixel * p->a.exp_pixel + c / 16);
+            const spot b = moved(p->b.first, pixel * p->b.code_pixel + c * b_bytes, pixel * p->b.exp_pixel + c / 16);
+            to[pieces] = moved(p->out[0].first, pixel * p->out[0].code_pixel + c, pixel * p->out[0].exp_pixel + c / 16);
+            half[pieces] = pixel * p->out[1].code_pixel / 2 + c;
+            count[pieces] = left;
+#pragma GCC unroll 2
+            for (size_t i = 0; i < 16; i += V_LANES) {
+                vf v = v_set(0.0f);
+                if (i < left) {
+                    const size_t lanes = left - i < V_LANES ? left - i : V_LANES;
+                    v = v_load_part((const float *)(const void *)a.codes + i, lanes);
+                    if (k.b != SIDE_NONE)
+                        v += read_vector(&p->b, moved(b, i * b_bytes, 0), lanes);
+                    v = v_keep(activated(&p->activation, v), lanes);
+                }
+                y[pieces * PER + i / V_LANES] = v;
+            }
+            c += 16;
+            if (c >= n) {
+                c = from;
+                pixel++;
+            }
+        }
+        for (size_t i = pieces * PER; i < 4 * PER; i++)
+            y[i] = v_set(0.0f);
+        uint8_t codes[64];
+        int8_t exps[4];
+        write_int(&p->out[0], 16, 64 / V_LANES, y, (spot){codes, exps});
+        for (size_t i = 0; i < pieces; i++) {
+            memcpy(to[i].codes, codes + 16 * i, 16);
+            to[i].exps[0] = exps[i];
+        }
+        if (k.out1 == SIDE_NONE)
+            continue;
+        for (size_t i = 0; i < pieces; i++)
+            write_part(&p->out[1], count[i], (const float *)&y[i * PER],
+                       (spot){(uint8_t *)((uint16_t *)(void *)p->out[1].first.codes + half[i]), NULL});
+    }
+}
+
+/* `pixels` times n channels. For SIDE_LINES these are the pixels' `line`
+ * channels, padded to `padded` each. Inlined with constant chunk of 64 or 128,
+ * and kinds. */
 INLINE void run_pixels(const fused_pass *p, kinds k, size_t chunk, size_t pixels, size_t n, size_t line, size_t padded)
 {
     const float *row = (const float *)(const void *)p->a.first.codes;
     line_set lines = {{NULL}, {0}};
     size_t column = 0;
+    /* What is left of the pixels after whole chunks: together, if formats allow.
+     */
+    const int pieces = k.a == SIDE_FLOAT && k.out0 == SIDE_BLOCK16 && !k.multiply && n % chunk && pixels > 1 &&
+                       (k.b == SIDE_NONE || k.b == SIDE_BLOCK16 || k.b == SIDE_FP16) &&
+                       (k.out1 == SIDE_NONE || k.out1 == SIDE_FP16) && chunk == 64;
+    if (pieces)
+        run_pieces(p, k, pixels, n, n - n % chunk);
     spots first = {p->a.first, p->b.first, p->out[0].first, p->out[1].first};
     for (; pixels; pixels--) {
         spots at = first;
@@ -584,6 +665,8 @@ INLINE void run_pixels(const fused_pass *p, kinds k, size_t chunk, size_t pixels
                 }
             }
             if (left < chunk) {
+                if (pieces)
+                    break; /* later, those of all pixels */
                 do_rest(p, k, at, &lines, left);
                 break;
             }
@@ -608,7 +691,8 @@ INLINE int run_known(const fused_pass *p, size_t pixels, size_t n, size_t line, 
     return 1;
 }
 
-/* Whether the pixels of a tensor follow each other without a gap, with `padded` channels each. */
+/* Whether the pixels of a tensor follow each other without a gap, with `padded`
+ * channels each. */
 static int adjoin(const bw_side *s, size_t n, size_t padded)
 {
     if (!s->format)
