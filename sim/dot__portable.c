@@ -7,18 +7,19 @@
 
 #include "sim/fast.h"
 
-static float from_bits(uint32_t bits)
+#if defined __SSE2__
+/* acc += d * 2^(ea + ew) for four outputs, whose ew are the upper bytes of `ew`. */
+static inline void add_four(float *acc, __m128i d, __m128i ew, __m128i ea)
 {
-    float y;
-    memcpy(&y, &bits, sizeof y);
-    return y;
+    const __m128 scale = _mm_castsi128_ps(_mm_add_epi32(_mm_srai_epi32(ew, 1), ea)); /* ew << 23 */
+    _mm_storeu_ps(acc, _mm_add_ps(_mm_loadu_ps(acc), _mm_mul_ps(_mm_cvtepi32_ps(d), scale)));
 }
 
-#if defined __SSE2__
-static void block_sums(const int16_t *a, const int16_t *w, size_t block, int32_t *d)
+static void add_block(const int16_t *a, const int16_t *w, size_t block, int32_t ea, const int8_t *we, float *acc)
 {
-    __m128i s0 = _mm_setzero_si128(), s1 = s0, s2 = s0, s3 = s0;
+    const __m128i zero = _mm_setzero_si128();
     const __m128i *v = (const __m128i *)(const void *)w;
+    __m128i s0 = zero, s1 = zero, s2 = zero, s3 = zero;
     for (size_t i = 0; i < block; i += 2, v += 4) {
         int32_t pair;
         memcpy(&pair, a + i, sizeof pair);
@@ -28,19 +29,29 @@ static void block_sums(const int16_t *a, const int16_t *w, size_t block, int32_t
         s2 = _mm_add_epi32(s2, _mm_madd_epi16(_mm_loadu_si128(v + 2), x));
         s3 = _mm_add_epi32(s3, _mm_madd_epi16(_mm_loadu_si128(v + 3), x));
     }
-    __m128i *to = (__m128i *)(void *)d;
-    _mm_storeu_si128(to, s0);
-    _mm_storeu_si128(to + 1, s1);
-    _mm_storeu_si128(to + 2, s2);
-    _mm_storeu_si128(to + 3, s3);
+    const __m128i e = _mm_loadu_si128((const __m128i *)(const void *)we), scale = _mm_set1_epi32(ea);
+    const __m128i low = _mm_unpacklo_epi8(zero, e), high = _mm_unpackhi_epi8(zero, e);
+    add_four(acc, s0, _mm_unpacklo_epi16(zero, low), scale);
+    add_four(acc + 4, s1, _mm_unpackhi_epi16(zero, low), scale);
+    add_four(acc + 8, s2, _mm_unpacklo_epi16(zero, high), scale);
+    add_four(acc + 12, s3, _mm_unpackhi_epi16(zero, high), scale);
 }
 #else
-static void block_sums(const int16_t *a, const int16_t *w, size_t block, int32_t *d)
+static float from_bits(uint32_t bits)
 {
-    memset(d, 0, BW_OUTPUT_TILE * sizeof *d);
+    float y;
+    memcpy(&y, &bits, sizeof y);
+    return y;
+}
+
+static void add_block(const int16_t *a, const int16_t *w, size_t block, int32_t ea, const int8_t *we, float *acc)
+{
+    int32_t d[BW_OUTPUT_TILE] = {0};
     for (size_t i = 0; i < block / 2; i++)
         for (size_t n = 0; n < BW_OUTPUT_TILE; n++)
             d[n] += a[2 * i] * w[(i * BW_OUTPUT_TILE + n) * 2] + a[2 * i + 1] * w[(i * BW_OUTPUT_TILE + n) * 2 + 1];
+    for (size_t n = 0; n < BW_OUTPUT_TILE; n++)
+        acc[n] += (float)d[n] * from_bits((uint32_t)ea + ((uint32_t)we[n] << 23));
 }
 #endif
 
@@ -57,10 +68,7 @@ static void dot16(const bw_dot_args *g)
             const int16_t *a = (const int16_t *)g->codes + p * (g->code_step / 2) + g->runs[r].at * block;
             const int32_t *ea = g->scale + p * g->scale_step + g->runs[r].at;
             for (size_t left = g->runs[r].blocks; left; left--, a += block, w += block * BW_OUTPUT_TILE) {
-                int32_t d[BW_OUTPUT_TILE];
-                block_sums(a, w, block, d);
-                for (size_t n = 0; n < BW_OUTPUT_TILE; n++)
-                    acc[n] += (float)d[n] * from_bits((uint32_t)*ea + ((uint32_t)we[n] << 23));
+                add_block(a, w, block, *ea, we, acc);
                 ea++, we += BW_OUTPUT_TILE;
             }
         }
