@@ -26,6 +26,7 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 
 import networks
 import report
@@ -38,6 +39,7 @@ WORKER = os.environ.get("BW_BENCH_WORKER") or os.path.join(TOP, "build", "bench"
 PEERS = os.environ.get("BW_PEERS") or os.path.join(TOP, "build", "peers")
 OUT = os.environ.get("BW_BENCH_OUT") or os.path.join(TOP, "build", "bench")
 ISAS = ["avx512vnni", "avx2", "portable"]
+LARGE = 16e6  # bytes of a model
 WARM_UP = 0.15  # seconds, in the first round
 
 
@@ -107,12 +109,31 @@ def open_workers(jobs, failed):
     return workers
 
 
+def busy_seconds(pids):
+    """Processor seconds of the whole machine, and of these processes, so far."""
+    tick = os.sysconf("SC_CLK_TCK")
+    with open("/proc/stat") as f:
+        user, nice, system, _, _, irq, softirq, steal = map(int, f.readline().split()[1:9])
+    own = 0
+    for pid in pids:
+        with open(f"/proc/{pid}/stat") as f:
+            own += sum(map(int, f.read().rsplit(")", 1)[1].split()[11:13]))
+    return (user + nice + system + irq + softirq + steal) / tick, own / tick
+
+
 def take_turns(workers, seconds, rounds):
+    """Returns the part of the machine that other processes took meanwhile, 0..1."""
     for w in workers:
         w.ask(str(WARM_UP))
+    pids = [w.process.pid for w in workers] + [os.getpid()]
+    all_before, own_before = busy_seconds(pids)
+    start = time.monotonic()
     for r in range(rounds):
         for w in workers[r % len(workers):] + workers[:r % len(workers)]:
             w.samples += w.ask(str(seconds))
+    all_after, own_after = busy_seconds(pids)
+    others = (all_after - all_before) - (own_after - own_before)
+    return max(0.0, others / ((time.monotonic() - start) * os.cpu_count()))
 
 
 def result_of(w, peaks, macs):
@@ -214,6 +235,9 @@ class Bench:
             for isa in self.args.isa:
                 if isa != best and (self.args.peers or fmt != self.args.formats[0]):
                     continue  # the others show one format, and none beside peers
+                if isa == "portable" and len(self.args.isa) > 1 and os.path.getsize(model) > LARGE:
+                    say(f"  {fmt} portable: left out, a run takes seconds; --isa portable asks for it")
+                    continue
                 key = {"engine": "blockwave", "format": fmt, "isa": isa, "threads": threads}
                 try:
                     package = self.package(name, model, fmt)
@@ -253,7 +277,7 @@ class Bench:
 
     def measure(self, name, source, model):
         peaks = json.loads(output_of([WORKER, "peak"]))
-        failed, results, checks, about = [], [], [], {}
+        failed, results, checks, about, load = [], [], [], {}, {}
         for threads in self.args.threads:
             workers = open_workers(self.jobs(name, model, threads, failed), failed)
             try:
@@ -264,7 +288,7 @@ class Bench:
                 if threads == self.args.threads[0] and others:
                     checks = compare(workers, others[0])
                 if workers:
-                    take_turns(workers, self.args.seconds, self.args.rounds)
+                    load[threads] = round(take_turns(workers, self.args.seconds, self.args.rounds), 4)
                 results += [result_of(w, peaks, macs) for w in workers]
             finally:
                 for w in workers:
@@ -281,7 +305,7 @@ class Bench:
         return {"network": name, "source": os.path.basename(source), "sha256": digest, "machine": machine(),
                 "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"), "batch": 1,
                 "peaks": peaks, "program": {k: v for k, v in about.items() if k not in ("isa", "threads")},
-                "results": results, "failed": failed, "checks": checks, "facts": facts, "profile": profile}
+                "others": load, "results": results, "failed": failed, "checks": checks, "facts": facts, "profile": profile}
 
     def run(self):
         done = []

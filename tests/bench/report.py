@@ -28,6 +28,9 @@ def print_network(r):
     for c in r["checks"]:
         if "outputs" in c or not c["finite"]:
             print(f"  {label(c):34} the outputs are not those of the reference: {c}")
+    for threads, part in r["others"].items():
+        if part > 0.03:
+            print(f"  with {threads} threads: other processes took {100 * part:.0f} % of the machine, measure again")
     f = r.get("facts")
     if f and (f["subnormal"] > f["values"] // 1000 or f["not_finite"] or not f["output_depends_on_input"]):
         print(f"  suspicious values inside: {f}")
