@@ -69,12 +69,16 @@ INLINE __m512i first_sum(unsigned p, __m512i q, __m512i ea)
     return FUSED(p) ? q : _mm512_add_epi32(q, ea);
 }
 
-INLINE __m512 add_sum(unsigned p, __m512 s, __m512i d, __m512i base, __m512i ea)
+/* s + d * 2^ea; ew is in d already. */
+INLINE __m512 add_fused(__m512 s, __m512i d, __m512i base, __m512i ea)
 {
-    if (!FUSED(p))
-        return _mm512_add_ps(s, subtract(d, _mm512_add_epi32(base, ea)));
     const __m512i one = _mm512_set1_epi32(0x3F800000);
     return _mm512_fmadd_ps(subtract(d, base), _mm512_castsi512_ps(_mm512_add_epi32(ea, one)), s);
+}
+
+INLINE __m512 add_sum(unsigned p, __m512 s, __m512i d, __m512i base, __m512i ea)
+{
+    return FUSED(p) ? add_fused(s, d, base, ea) : _mm512_add_ps(s, subtract(d, _mm512_add_epi32(base, ea)));
 }
 
 #define TILES 2u
@@ -206,7 +210,7 @@ INLINE void dot8_one(const bw_dot_args *g, const __m512i *values)
                     more = _mm512_dpbusd_epi32(more, half, v1);
                 }
                 const __m512i d = _mm512_sub_epi32(_mm512_add_epi32(even, odd), _mm512_add_epi32(less, more));
-                s = add_sum(0, s, d, base, broadcast(ea));
+                s = add_fused(s, d, base, broadcast(ea));
             }
         }
         _mm512_storeu_ps(g->acc + 16 * t, s);
