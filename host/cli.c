@@ -45,7 +45,9 @@ void bw_cli_let_threads_sleep(char **argv)
     if (n <= 0 || setenv("OMP_WAIT_POLICY", "passive", 1))
         return;
     self[n] = 0;
-    execv(self, argv);
+    const char *name = strrchr(self, '/');
+    if (name && strncmp(name + 1, "blockwave", 9) == 0) /* not a dynamic loader that was told to run it */
+        execv(self, argv);
 }
 
 static volatile sig_atomic_t interrupted;

@@ -319,7 +319,11 @@ int bw_cmd_profile(int argc, char **argv)
         return bw_cli_usage("profile", "expected one package, got %d", argc - optind);
     char with_threads[256];
     if (threads) {
-        snprintf(with_threads, sizeof with_threads, "%s%sthreads=%" PRId64, uri, strchr(uri, '?') ? "&" : "?", threads);
+        int n = snprintf(with_threads, sizeof with_threads, "%s%sthreads=%" PRId64, uri, strchr(uri, '?') ? "&" : "?",
+                         threads);
+        if (n < 0 || (size_t)n >= sizeof with_threads)
+            return bw_cli_usage("profile", "--device of %zu characters: expected at most %zu", strlen(uri),
+                                sizeof with_threads - 30);
         uri = with_threads;
     }
     bw_cli_catch_interrupts();

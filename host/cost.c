@@ -9,8 +9,7 @@ static uint64_t tensor_bytes(const bw_tensor *t)
         return 0;
     const bw_format_traits *f = bw_format_get((bw_format)t->format);
     const uint64_t units = (uint64_t)t->height * t->width * bw_tensor_units(t);
-    const int exps = f->kind == BW_KIND_INT || f->kind == BW_KIND_TABLE;
-    return units * ((uint64_t)t->block * f->device_bytes + (uint64_t)exps);
+    return units * ((uint64_t)t->block * f->device_bytes + (bw_format_is_block(f) ? 1u : 0u));
 }
 
 static uint64_t round16(uint64_t n)

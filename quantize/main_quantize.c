@@ -492,6 +492,9 @@ static bw_status load(struct job *j, bw_error *err)
     if ((s = j->a.recipe.keep_batchnorm ? bw_passes_run_unfolded(j->g, err) : bw_passes_run(j->g, err)) ||
         (s = keep_graph(j->a.keep, "2-passes", j->g, err)))
         return s;
+    if (j->g->input_count < 1 && (j->preprocess_json || j->a.calib))
+        return bw_fail(err, BW_UNSUPPORTED, "%s has no inputs: expected one to give samples to; quantize without them",
+                       j->a.model);
     if (j->preprocess_json) {
         const bw_value *in = &j->g->values[j->g->inputs[0]];
         if ((s = bw_preprocess_check(&j->preprocess, in->name, in->rank, in->dims, err)))
