@@ -278,7 +278,7 @@ struct bw_fast {
     bw_row_format fp32; /* rows in scratch memory */
     uint8_t *scratch;   /* threads x scratch_bytes */
     size_t scratch_bytes;
-    uint8_t *act; /* act_batch x act_stride, and slack */
+    uint8_t *act; /* act_batch x act_stride */
     size_t act_stride;
     uint32_t act_batch;
     pthread_mutex_t lock; /* one run at a time */

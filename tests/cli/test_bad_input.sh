@@ -262,14 +262,14 @@ else
 fi
 
 # --- interruption
-interrupt() { # signal, options...: while samples are measured, which the progress tells
+interrupt() { # signal, options...: while samples are measured, which the lines of progress tell
     signal=$1
     shift
     : >"$err" # not the progress of the one before
     "$bw" quantize "$digits/digits.onnx" -o new.bw --calib calib.npz "$@" >"$out" 2>"$err" &
     pid=$!
     for _ in $(seq 600); do
-        grep -q /s "$err" && break
+        grep -q " samples$" "$err" && break
         kill -0 "$pid" 2>/dev/null || break
         sleep 0.02
     done
@@ -277,7 +277,7 @@ interrupt() { # signal, options...: while samples are measured, which the progre
     wait "$pid"
     code=$?
     [ "$code" = 130 ] || note "SIG$signal: exit code $code, expected 130"
-    [ "$(grep -c -v " [0-9]*/[0-9]* .*/s" "$err")" = 1 ] || note "SIG$signal: not one line beside the progress: $(cat "$err")"
+    [ "$(grep -c -v " samples$" "$err")" = 1 ] || note "SIG$signal: not one line beside the progress: $(cat "$err")"
     tail -n 1 "$err" | grep -q '^blockwave quantize: interrupted: nothing was written$' || note "$(tail -n 1 "$err")"
     [ -s "$out" ] && note "standard output: $(cat "$out")"
     unchanged
