@@ -101,7 +101,7 @@ static grpc_server *make_server(const bw_grpc_options *o)
         int_arg(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 10000),
         int_arg(GRPC_ARG_HTTP2_BDP_PROBE, 0),
         int_arg(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 4 << 20),
-        /* Fewer, larger frames: a fifth less CPU time for requests of 600 KB. */
+        /* Fewer, larger frames: decoding a 602 KB request took about 10 % less. */
         int_arg(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, 65536),
     };
     grpc_channel_args all = {sizeof args / sizeof args[0], args};

@@ -223,6 +223,11 @@ static int parse(arguments *a, int argc, char **argv)
         return argc == optind ? bw_cli_usage(COMMAND, "no address given: name a server as ADDR:PORT")
                               : bw_cli_usage(COMMAND, "one address expected, got '%s' too", argv[optind + 1]);
     a->load.address = argv[optind];
+    if (strlen(a->model) > 255)
+        return bw_cli_usage(COMMAND, "--model %.40s...: a name of at most 255 bytes", a->model);
+    if (a->json && !(bw_bench_is_utf8(a->load.address) && bw_bench_is_utf8(a->model) && bw_bench_is_utf8(a->version) &&
+                     (!a->input_count || bw_bench_is_utf8(a->inputs[0]))))
+        return bw_cli_usage(COMMAND, "--json: address, model, version and input must be UTF-8");
     if (!a->load.outstanding)
         a->load.outstanding = a->load.rate > 0 ? 1024 : 1;
     if ((uint64_t)a->load.connections * a->load.outstanding > 65536)
@@ -289,6 +294,12 @@ static bw_status inputs_from_shapes(const arguments *a, session *s, bw_error *er
     return BW_OK;
 }
 
+static bw_status nobody_answered(const arguments *a, bw_status status, bw_error *err)
+{
+    return bw_fail(err, status, "%s: no server answered within %g s: start one, or wait longer with --connect-seconds",
+                   a->load.address, a->connect_seconds);
+}
+
 static bw_status ask_inputs(const arguments *a, session *s, bw_error *err)
 {
     bw_bytes question = {0};
@@ -303,8 +314,7 @@ static bw_status ask_inputs(const arguments *a, session *s, bw_error *err)
             bw_fail(err, status, "%s does not tell its models' inputs: give --model, and --shape NAME=D,D,... for each",
                     a->load.address);
         else if (status == BW_TIMEOUT || status == BW_BUSY)
-            bw_fail(err, status, "%s: no server answered within %g s: start one, or wait longer with --connect-seconds",
-                    a->load.address, a->connect_seconds);
+            nobody_answered(a, status, err);
         else if (status)
             bw_fail_context(err, status, "%s", a->load.address);
     }
@@ -354,10 +364,14 @@ static bw_status try_once(const arguments *a, session *s, bw_error *err)
         size_t size;
         if (bw_cli_interrupted())
             return bw_fail(err, BW_CANCELLED, "interrupted before the run");
-        status = bw_load_call(s->load, i, a->load.path, s->message.bytes, s->message.size,
-                              a->connect_seconds > 60 ? a->connect_seconds : 60, &reply, &size, err);
+        /* Without metadata this is the first call of all. */
+        int first = !i && all_named(a);
+        double seconds = first || a->connect_seconds > 60 ? a->connect_seconds : 60;
+        status = bw_load_call(s->load, i, a->load.path, s->message.bytes, s->message.size, seconds, &reply, &size, err);
         free(reply);
-        if (status)
+        if (first && status == BW_TIMEOUT)
+            nobody_answered(a, status, err);
+        else if (status)
             bw_fail_context(err, status, "%s: the first request", a->load.address);
     }
     return status;
@@ -368,7 +382,7 @@ static bw_status try_once(const arguments *a, session *s, bw_error *err)
 static int report(const arguments *a, const session *s, const bw_load_figures *f)
 {
     bw_report_head head = {s->model, a->version, bw_bench_protocol_name(a->protocol),
-                           a->input_count ? a->inputs[0] : "random", a->batch};
+                           a->input_count ? a->inputs[0] : "random", s->inputs[0].rank ? s->inputs[0].dims[0] : 1};
     if (a->json) {
         json_t *root = bw_report_json(&head, &a->load, f);
         char *text = root ? json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) : NULL;
@@ -378,7 +392,7 @@ static int report(const arguments *a, const session *s, const bw_load_figures *f
         json_decref(root);
         if (!text) {
             bw_error err;
-            bw_fail(&err, BW_INVALID_ARGUMENT, "names and paths that are not UTF-8 cannot be written as JSON");
+            bw_fail(&err, BW_NO_MEMORY, "out of memory for the report");
             return bw_cli_fail(COMMAND, &err);
         }
     } else {

@@ -29,28 +29,27 @@ void bw_model_release(bw_model *m)
     free(m);
 }
 
-void bw_pace_note(bw_pace *pace, uint64_t ns, uint64_t bytes, int device)
+void bw_pace_note(bw_pace *pace, uint64_t ns, uint64_t bytes)
 {
-    /* Threads may overwrite each other's notes: each of them is an honest one. */
-    uint64_t old_ns = atomic_load_explicit(&pace->ns, memory_order_relaxed);
+    /* Threads may overwrite each other's notes: each of them is an honest one. A long run counts in full at once:
+     * another one on the receiving thread would hold up all its connections. */
+    uint64_t old_ns = ns < BW_SHORT_RUN_NS ? atomic_load_explicit(&pace->ns, memory_order_relaxed) : 0;
     uint64_t old_bytes = atomic_load_explicit(&pace->bytes, memory_order_relaxed);
-    /* A run that was interrupted says little: none counts for more than twice what was to be expected. */
+    /* An interruption says little: no short run counts for more than twice what was to be expected. */
     double grown = bytes > old_bytes ? (double)bytes / (double)(old_bytes + 1) : 1;
     if (old_ns && (double)ns > 2 * grown * (double)old_ns)
         ns = (uint64_t)(2 * grown * (double)old_ns) + 8;
     atomic_store_explicit(&pace->ns, old_ns ? old_ns - old_ns / 8 + ns / 8 : ns, memory_order_relaxed);
     atomic_store_explicit(&pace->bytes, old_ns ? old_bytes - old_bytes / 8 + bytes / 8 : bytes, memory_order_relaxed);
-    if (device && !atomic_load_explicit(&pace->device, memory_order_relaxed))
-        atomic_store_explicit(&pace->device, 1, memory_order_relaxed);
 }
 
-int bw_pace_is_short(const bw_pace *pace, uint64_t bytes, uint64_t ns)
+int bw_pace_is_short(const bw_pace *pace, uint64_t bytes)
 {
     uint64_t usual_ns = atomic_load_explicit(&pace->ns, memory_order_relaxed);
     uint64_t usual_bytes = atomic_load_explicit(&pace->bytes, memory_order_relaxed);
-    if (!usual_ns || usual_ns >= ns || atomic_load_explicit(&pace->device, memory_order_relaxed))
+    if (pace->device || !usual_ns || usual_ns >= BW_SHORT_RUN_NS)
         return 0;
-    return bytes <= usual_bytes || (double)usual_ns * (double)bytes < (double)ns * (double)usual_bytes;
+    return bytes <= usual_bytes || (double)usual_ns * (double)bytes < (double)BW_SHORT_RUN_NS * (double)usual_bytes;
 }
 
 bw_status bw_model_bind_pictures(bw_model *m, const bw_preprocess *p, bw_error *err)

@@ -33,8 +33,12 @@ typedef struct bw_model_ops {
 /* How long runs take lately, and for how much input: good enough to know what is over in no time. */
 typedef struct bw_pace {
     _Atomic uint64_t ns, bytes; /* smoothed; ns 0: not known yet */
-    atomic_int device;          /* runs go to a device: never taken for short, as a device can hang */
+    int device;                 /* set when opened: a stage runs on a device, which can hang: never taken for short */
 } bw_pace;
+
+/* Waking a worker, and core's own threads from it, takes about this much processor time: a run that is shorter is done
+ * on the receiving thread. */
+#define BW_SHORT_RUN_NS 50000u
 
 typedef struct bw_model {
     const bw_model_ops *ops;
@@ -55,9 +59,10 @@ bw_model *bw_model_new(const bw_model_ops *ops, void *self);
 bw_status bw_model_bind_pictures(bw_model *m, const bw_preprocess *preprocess, bw_error *err);
 void bw_model_release(bw_model *m); /* NULL allowed */
 
-void bw_pace_note(bw_pace *pace, uint64_t ns, uint64_t bytes, int device);
-/* 1: a run over so many bytes will probably take less than `ns`, without waiting for anything. */
-int bw_pace_is_short(const bw_pace *pace, uint64_t bytes, uint64_t ns);
+/* A run that succeeded: one that failed says nothing about the next. */
+void bw_pace_note(bw_pace *pace, uint64_t ns, uint64_t bytes);
+/* 1: a run over so many bytes will probably take less than BW_SHORT_RUN_NS, without waiting for anything. */
+int bw_pace_is_short(const bw_pace *pace, uint64_t bytes);
 
 /* "[-1,3,32,32]" into text; returns text. */
 const char *bw_io_shape_text(const int64_t *dims, int rank, char text[128]);

@@ -125,6 +125,7 @@ static bw_status describe(bw_model *m, const bw_session *s, const char *path, bw
     }
     for (int i = 0; i < m->output_count; i++)
         m->outputs[i] = bw_session_output(s, i);
+    m->pace.device = bw_session_feature_count(s) > 0; /* outputs of the last device stage */
     return bw_model_bind_pictures(m, bw_session_preprocess(s), err);
 }
 

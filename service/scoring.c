@@ -388,8 +388,8 @@ static void work(bw_job *job)
         };
         status = s->model->ops->run(s->model->self, s->inputs, s->outputs, &options, &err);
         s->ran = !status;
-        bw_pace_note(&s->model->pace, bw_now_ns() - run_ns, s->input_bytes,
-                     s->timing.device_run || s->timing.device_queue);
+        if (!status)
+            bw_pace_note(&s->model->pace, bw_now_ns() - run_ns, s->input_bytes);
         if (status == BW_DEVICE_LOST && s->scorer->model_lost && !s->model->ops->alive(s->model->self))
             s->scorer->model_lost(s->model, s->scorer->model_lost_user);
     }
@@ -410,10 +410,6 @@ static void on_cancel(bw_call *call)
     bw_scoring_fail(s, &err);
 }
 
-/* Waking a worker, and core's own threads from it, takes about this much processor time: a run that is shorter is done
- * on the receiving thread. */
-#define SHORT_RUN_NS 50000u
-
 void bw_scoring_submit(bw_scoring *s)
 {
     bw_error err;
@@ -429,7 +425,7 @@ void bw_scoring_submit(bw_scoring *s)
         s->input_bytes += s->inputs[i].bytes;
     s->job.bytes = s->input_bytes + (s->keep_message ? s->call->message_size : 0);
     s->decoded_ns = bw_now_ns();
-    if (!s->pictures && bw_pace_is_short(&s->model->pace, s->input_bytes, SHORT_RUN_NS)) {
+    if (!s->pictures && bw_pace_is_short(&s->model->pace, s->input_bytes)) {
         work(&s->job);
         return;
     }

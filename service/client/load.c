@@ -99,7 +99,7 @@ bw_status bw_load_connect(const bw_load_options *o, bw_load **load, bw_error *er
     l->credentials = grpc_insecure_credentials_create();
     l->queue = grpc_completion_queue_create_for_next(NULL);
     grpc_arg args[] = {
-        int_arg(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, -1),
+        int_arg(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, 1 << 30),
         int_arg(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, -1),
         /* A connection for each channel, not one for all. */
         int_arg(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1),
@@ -199,20 +199,17 @@ static void free_slot(slot *s)
 
 static void text_of(const slot *s, char *text, size_t size)
 {
-    size_t n = GRPC_SLICE_LENGTH(s->text) < size ? GRPC_SLICE_LENGTH(s->text) : size - 1;
-    const uint8_t *from = GRPC_SLICE_START_PTR(s->text);
-    for (size_t i = 0; i < n; i++)
-        text[i] = from[i] < 0x20 ? ' ' : from[i] > 0x7e ? '?' : (char)from[i];
-    text[n] = 0;
+    bw_bench_printable(GRPC_SLICE_START_PTR(s->text), GRPC_SLICE_LENGTH(s->text), text, size);
 }
 
-static bw_status status_of(grpc_status_code code)
+/* A server may say CANCELLED too: only if this side gave up was it interrupted. */
+static bw_status status_of(grpc_status_code code, int given_up)
 {
-    return code == GRPC_STATUS_UNAVAILABLE         ? BW_BUSY
-           : code == GRPC_STATUS_UNIMPLEMENTED     ? BW_UNSUPPORTED
-           : code == GRPC_STATUS_DEADLINE_EXCEEDED ? BW_TIMEOUT
-           : code == GRPC_STATUS_CANCELLED         ? BW_CANCELLED
-                                                   : BW_INVALID_ARGUMENT;
+    return code == GRPC_STATUS_UNAVAILABLE             ? BW_BUSY
+           : code == GRPC_STATUS_UNIMPLEMENTED         ? BW_UNSUPPORTED
+           : code == GRPC_STATUS_DEADLINE_EXCEEDED     ? BW_TIMEOUT
+           : code == GRPC_STATUS_CANCELLED && given_up ? BW_CANCELLED
+                                                       : BW_INVALID_ARGUMENT;
 }
 
 static bw_status take_reply(const slot *s, void **reply, size_t *size, bw_error *err)
@@ -241,7 +238,8 @@ bw_status bw_load_call(bw_load *l, unsigned connection, const char *path, const 
     grpc_slice method = grpc_slice_from_static_string(path);
     grpc_slice message = grpc_slice_from_static_buffer(bytes, size);
     start_call(&s, l->queue, method, message, seconds, 1);
-    for (int given_up = 0;;) {
+    int given_up = 0;
+    for (;;) {
         gpr_timespec wait = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(50, GPR_TIMESPAN));
         if (grpc_completion_queue_next(l->queue, wait, NULL).type == GRPC_OP_COMPLETE)
             break;
@@ -257,7 +255,8 @@ bw_status bw_load_call(bw_load *l, unsigned connection, const char *path, const 
     } else {
         char text[300];
         text_of(&s, text, sizeof text);
-        status = bw_fail(err, status_of(s.code), "%s: %s: %s", path, bw_load_code_name(s.code), text);
+        status =
+            bw_fail(err, status_of(s.code, given_up), "%s: %s: %s", path, bw_load_code_name((unsigned)s.code), text);
     }
     end_call(&s);
     free_slot(&s);
@@ -282,8 +281,10 @@ static void note_stage(bw_load_figures *f, const grpc_metadata *m)
     size_t size = GRPC_SLICE_LENGTH(m->key), digits = GRPC_SLICE_LENGTH(m->value);
     if (size < 7 || size - 6 >= sizeof f->stages[0].name || memcmp(key, "bw-", 3) || memcmp(key + size - 3, "-us", 3))
         return;
+    if (!digits || digits >= 16)
+        return;
     uint64_t value = 0;
-    for (size_t i = 0; i < digits && digits < 16; i++) {
+    for (size_t i = 0; i < digits; i++) {
         if (text[i] < '0' || text[i] > '9')
             return;
         value = value * 10 + (uint64_t)(text[i] - '0');
@@ -314,7 +315,8 @@ static void record(run *r, const slot *s, uint64_t now)
         f->unfinished++;
         return;
     }
-    unsigned code = s->code < BW_LOAD_CODES ? s->code : GRPC_STATUS_UNKNOWN;
+    /* A server may send any number; the enum is signed. */
+    unsigned code = (unsigned)s->code < BW_LOAD_CODES ? (unsigned)s->code : GRPC_STATUS_UNKNOWN;
     if (!f->codes[code]++ && code)
         text_of(s, f->first_error[code], sizeof f->first_error[code]);
     if (code) {

@@ -3,6 +3,7 @@
 #include "service/client/request.h"
 
 #include <errno.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +12,8 @@
 #include "service/proto/inference.pb-c.h"
 #include "service/proto/predict.pb-c.h"
 
-#define FILE_LIMIT ((size_t)1 << 30)
+#define FILE_LIMIT    ((size_t)1 << 30)
+#define MESSAGE_LIMIT ((size_t)1 << 31)
 
 const char *bw_bench_protocol_name(bw_bench_protocol protocol)
 {
@@ -39,6 +41,22 @@ double bw_bench_random(uint64_t *state)
     *state ^= *state << 25;
     *state ^= *state >> 27;
     return (double)(*state * 0x2545f4914f6cdd1du >> 11) * 0x1p-53;
+}
+
+void bw_bench_printable(const void *from, size_t length, char *text, size_t size)
+{
+    const uint8_t *bytes = from;
+    size_t n = length < size ? length : size - 1;
+    for (size_t i = 0; i < n; i++)
+        text[i] = bytes[i] < 0x20 ? ' ' : bytes[i] > 0x7e ? '?' : (char)bytes[i];
+    text[n] = 0;
+}
+
+int bw_bench_is_utf8(const char *text)
+{
+    json_t *j = json_string(text);
+    json_decref(j);
+    return j != NULL;
 }
 
 static bw_status no_memory(bw_error *err)
@@ -70,15 +88,34 @@ bw_status bw_bench_metadata_request(const char *model, const char *version, bw_b
     return message->failed ? no_memory(err) : BW_OK;
 }
 
+/* U+0080 to U+009F are control characters as well. */
+static bw_status check_name(const char *what, const char *name, bw_error *err)
+{
+    int plain = strlen(name) < 256 && bw_bench_is_utf8(name);
+    for (const uint8_t *p = (const uint8_t *)name; *p && plain; p++)
+        plain = *p >= 0x20 && *p != 0x7f && !(*p == 0xc2 && p[1] < 0xa0);
+    if (plain)
+        return BW_OK;
+    char text[100];
+    bw_bench_printable(name, strlen(name), text, sizeof text);
+    return bw_fail(err, BW_UNSUPPORTED,
+                   "the server's %s '%s': expected UTF-8 of at most 255 bytes without control characters", what, text);
+}
+
 static bw_status read_input(const Inference__ModelMetadataResponse__TensorMetadata *t, bw_bench_input *in,
                             bw_error *err)
 {
+    bw_status status = check_name("input name", t->name, err);
+    if (!status)
+        status = check_name("datatype", t->datatype, err);
+    if (status)
+        return status;
     const bw_element_traits *e = bw_element_of_kserve(t->datatype);
     if (!e || e->element != BW_ELEMENT_F32)
         return bw_fail(err, BW_UNSUPPORTED,
                        "the model's input '%.100s' is %.20s: only models of FP32 inputs are driven", t->name,
                        t->datatype);
-    if (t->n_shape > BW_RANK_MAX || strlen(t->name) >= sizeof in->name)
+    if (t->n_shape > BW_RANK_MAX)
         return bw_fail(err, BW_UNSUPPORTED, "the model's input '%.100s' has %zu dimensions, at most %d are supported",
                        t->name, t->n_shape, BW_RANK_MAX);
     memset(in, 0, sizeof *in);
@@ -98,15 +135,16 @@ bw_status bw_bench_inputs_from_metadata(const void *bytes, size_t size, bw_bench
         &inference__model_metadata_response__descriptor, bytes, size);
     if (!r)
         return bw_fail(err, BW_CORRUPT, "the server's ModelMetadata answer is malformed: name the inputs with --shape");
-    bw_status status = BW_OK;
-    if (r->n_inputs < 1 || r->n_inputs > BW_MODEL_IO_MAX)
+    bw_status status = check_name("model name", r->name, err);
+    if (!status && (r->n_inputs < 1 || r->n_inputs > BW_MODEL_IO_MAX))
         status =
             bw_fail(err, BW_UNSUPPORTED, "the model has %zu inputs, 1..%d are supported", r->n_inputs, BW_MODEL_IO_MAX);
     for (size_t i = 0; i < r->n_inputs && !status; i++) {
         status = read_input(r->inputs[i], &inputs[i], err);
         *count = i + 1;
     }
-    snprintf(model, 256, "%s", r->name);
+    if (!status)
+        snprintf(model, 256, "%s", r->name);
     bw_wire_unpack_free(&r->base);
     return status;
 }
@@ -135,8 +173,14 @@ static bw_status parse_shape(bw_bench_input *in, const char *text, bw_error *err
 
 bw_status bw_bench_settle_shape(bw_bench_input *in, const char *dims, int64_t batch, bw_error *err)
 {
-    if (dims)
-        return parse_shape(in, dims, err);
+    if (dims) {
+        bw_status status = parse_shape(in, dims, err);
+        if (!status && batch != 1 && in->dims[0] != batch)
+            status = bw_fail(err, BW_INVALID_ARGUMENT,
+                             "--batch %lld and --shape %.100s of input '%.100s' disagree: give one of them",
+                             (long long)batch, dims, in->name);
+        return status;
+    }
     if (in->rank && in->dims[0] < 0)
         in->dims[0] = batch;
     else if (in->rank && batch != 1 && in->dims[0] != batch)
@@ -380,6 +424,16 @@ static bw_status predict_message(const char *model, const char *version, const b
 bw_status bw_bench_message(bw_bench_protocol protocol, const char *model, const char *version,
                            const bw_bench_input *inputs, size_t count, bw_bytes *message, bw_error *err)
 {
+    size_t total = 0;
+    for (size_t i = 0; i < count; i++) {
+        size_t times = inputs[i].element == BW_ELEMENT_BYTES ? (size_t)inputs[i].dims[0] : 1, bytes;
+        /* 16: the bytes around a picture. */
+        if (__builtin_mul_overflow(times, inputs[i].bytes + 16, &bytes) || bytes > MESSAGE_LIMIT - total)
+            return bw_fail(
+                err, BW_INVALID_ARGUMENT,
+                "the request is larger than 2 GiB, which gRPC cannot send: choose a smaller --batch or --shape");
+        total += bytes;
+    }
     /* Repeated fields of one message may stand apart: the parts are packed one after the other. */
     bw_status status = protocol == BW_BENCH_PREDICT ? predict_message(model, version, inputs, count, message, err)
                                                     : kserve_message(protocol == BW_BENCH_KSERVE_TYPED, model, version,

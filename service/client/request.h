@@ -38,20 +38,26 @@ void bw_bench_inputs_free(bw_bench_input *inputs, size_t count);
 
 /* The message that asks for a model's metadata. */
 bw_status bw_bench_metadata_request(const char *model, const char *version, bw_bytes *message, bw_error *err);
-/* Reads the answer: inputs, and the model's real name. BW_CORRUPT, BW_UNSUPPORTED (an input that is not FP32). */
+/* Reads the answer: inputs, and the model's real name. BW_CORRUPT, BW_UNSUPPORTED (an input that is not FP32; a name of
+ * more than 255 bytes, that is not UTF-8, or with control characters, which terminals obey). */
 bw_status bw_bench_inputs_from_metadata(const void *bytes, size_t size, bw_bench_input inputs[BW_MODEL_IO_MAX],
                                         size_t *count, char model[256], bw_error *err);
 
 /* Sets the open dims: the first to `batch`. `dims` as text "1,3,224,224" overrides all if not NULL.
- * BW_INVALID_ARGUMENT: another dim is open, or the text is no shape. */
+ * BW_INVALID_ARGUMENT: another dim is open, the text is no shape, or a batch other than 1 and the first dim differ. */
 bw_status bw_bench_settle_shape(bw_bench_input *input, const char *dims, int64_t batch, bw_error *err);
 /* source: "random" (uniform in [-1, 1), from *seed), "zeros", a .npy file (the first `batch` rows of it), or a PNG or
  * JPEG file, sent `batch` times. BW_NOT_FOUND, BW_INVALID_ARGUMENT, BW_CORRUPT, BW_NO_MEMORY. */
 bw_status bw_bench_fill(bw_bench_input *input, const char *source, int64_t batch, uint64_t *seed, bw_error *err);
 
-/* The message, appended to *message. */
+/* The message, appended to *message. BW_INVALID_ARGUMENT: more than 2 GiB, which no gRPC server takes. */
 bw_status bw_bench_message(bw_bench_protocol protocol, const char *model, const char *version,
                            const bw_bench_input *inputs, size_t count, bw_bytes *message, bw_error *err);
+
+/* Bytes as text for a terminal: ASCII, cut to what fits. */
+void bw_bench_printable(const void *from, size_t length, char *text, size_t size);
+/* 1: UTF-8 without NUL, as JSON takes it. */
+int bw_bench_is_utf8(const char *text);
 
 /* xorshift64*: uniform in [0, 1). *state is not 0. */
 double bw_bench_random(uint64_t *state);

@@ -47,6 +47,8 @@ class Recorder(inference_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelInfer(self, request, context):
         self.requests.append(request)
         self.answer(len(self.requests))
+        if request.model_name == "cancel":
+            context.abort(grpc.StatusCode.CANCELLED, "changed my mind")
         if request.model_name == "refuse":
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room today")
         return inference_pb2.ModelInferResponse()
@@ -154,6 +156,10 @@ def errors_are_counted_by_code():
     with Recorder() as r:
         refused("the first request: /inference.GRPCInferenceService/ModelInfer: RESOURCE_EXHAUSTED: no room today",
                 "--shape", "x=1,4", "--model", "refuse", "--duration", "0.5", port=r.port)
+        refused("CANCELLED: changed my mind", "--shape", "x=1,4", "--model", "cancel", port=r.port)
+        refused("--batch 3 and --shape 2,4 of input 'x' disagree", "--shape", "x=2,4", "--batch", "3", "--model", "m",
+                port=r.port)
+        assert figures(r.port, "--shape", "x=2,4", "--model", "m", "--duration", "0.1")["batch"] == 2
 
 
 def a_server_that_dies():
@@ -192,6 +198,8 @@ def nobody_there():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         refused("no server answered within 1 s", "--connect-seconds", "1", port=s.getsockname()[1])
+        refused("no server answered within 1 s", "--connect-seconds", "1", "--shape", "x=1,4", "--model", "m",
+                port=s.getsockname()[1])
     refused("model 'nope' is not served", "--model", "nope", port=server.port)
     with Recorder() as r:
         refused("does not tell its models' inputs", port=r.port)
