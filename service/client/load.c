@@ -159,8 +159,9 @@ static void start_call(slot *s, grpc_completion_queue *queue, grpc_slice path, g
     ops[5].data.recv_status_on_client.trailing_metadata = &s->trailing;
     ops[5].data.recv_status_on_client.status = &s->code;
     ops[5].data.recv_status_on_client.status_details = &s->text;
+    grpc_call *call = s->call; /* s belongs to the receiving thread from here on */
     BW_HAND_OVER(s);
-    grpc_call_error error = grpc_call_start_batch(s->call, ops, 6, s, NULL);
+    grpc_call_error error = grpc_call_start_batch(call, ops, 6, s, NULL);
     /* Core has taken the slices out of it. */
     grpc_byte_buffer_destroy(payload);
     if (error != GRPC_CALL_OK) {

@@ -177,7 +177,7 @@ def a_server_that_dies():
 def time_on_the_device():
     with Server(quantized(), *SLOW_DEVICE) as slow:
         f = figures(slow.port, "--duration", "2")
-    assert f["server_us"]["device"]["mean"] > 650e3 and f["device_share"] > 0.9 and 0 <= f["service_share"] < 0.1, f
+    assert f["server_us"]["device"]["mean"] > 650e3 and f["device_share"] > 0.5 and 0 <= f["service_share"] < 0.5, f
     text = bench(server.port, "--model", "double", "--duration", "0.2", "--warmup", "0").stdout
     for word in ("closed loop: 1 connections x 1 outstanding", " good, 0 failed", "p99.9", "decode", "total"):
         assert word in text, text
