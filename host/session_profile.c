@@ -44,7 +44,8 @@ void bw_profile_clear(bw_profile *p)
     p->total_ns = 0;
     for (int i = 0; i < p->stage_count; i++) {
         bw_stage_profile *st = &p->stages[i];
-        memset(st->instruction_ns, 0, st->instruction_count * sizeof *st->instruction_ns);
+        if (st->device)
+            memset(st->instruction_ns, 0, st->instruction_count * sizeof *st->instruction_ns);
         *st = (bw_stage_profile){
             .device = st->device, .instruction_ns = st->instruction_ns, .instruction_count = st->instruction_count};
     }
