@@ -177,7 +177,10 @@ def a_server_that_dies():
 def time_on_the_device():
     with Server(quantized(), *SLOW_DEVICE) as slow:
         f = figures(slow.port, "--duration", "2")
-    assert f["server_us"]["device"]["mean"] > 650e3 and f["device_share"] > 0.5 and 0 <= f["service_share"] < 0.5, f
+    # Sanitizers slow the service down, not the device's sleep: its share is only bounded without them.
+    bound = 0.5 if os.environ.get("BW_SAN") else 0.1
+    assert f["server_us"]["device"]["mean"] > 650e3 and 0 <= f["service_share"] < bound, f
+    assert f["device_share"] > 1 - bound, f
     text = bench(server.port, "--model", "double", "--duration", "0.2", "--warmup", "0").stdout
     for word in ("closed loop: 1 connections x 1 outstanding", " good, 0 failed", "p99.9", "decode", "total"):
         assert word in text, text
