@@ -109,6 +109,25 @@ static bw_status choose_threads(unsigned wanted, unsigned *threads, bw_error *er
     return BW_OK;
 }
 
+/* Vector pipes of this CPU: 512-bit instructions take two on Intel's, and four (in halves, or whole) on AMD's. */
+static bw_status choose_pipes(unsigned wanted, unsigned *pipes, bw_error *err)
+{
+    if (wanted == 0) {
+        const char *text = getenv("BW_SIM_PIPES");
+        if (text && *text) {
+            if (strcmp(text, "2") != 0 && strcmp(text, "4") != 0)
+                return bw_fail(err, BW_INVALID_ARGUMENT, "BW_SIM_PIPES=%s: expected 2 or 4", text);
+            wanted = (unsigned)(*text - '0');
+        }
+    }
+    if (wanted == 0)
+        wanted = __builtin_cpu_is("intel") ? 2 : 4;
+    if (wanted != 2 && wanted != 4)
+        return bw_fail(err, BW_INVALID_ARGUMENT, "%u simulator pipes: expected 2 or 4", wanted);
+    *pipes = wanted;
+    return BW_OK;
+}
+
 /* --- plan ------------------------------------------------------------------------------------------------------------
  */
 
@@ -148,9 +167,10 @@ static int rows_adjoin(const bw_view *v)
     return !v->tensor || v->tensor->height == 1 || v->tensor->row_stride == v->tensor->width * v->tensor->pixel_stride;
 }
 
-static void plan_instruction(const bw_fast *engine, const bw_instruction *ins, bw_plan *plan)
+static void plan_instruction(const bw_fast *engine, const bw_instruction *ins, int is_signed, bw_plan *plan)
 {
     plan->ins = ins;
+    plan->is_signed = is_signed;
     plan_view(&ins->in, &plan->in);
     plan_view(&ins->in2, &plan->in2);
     plan_view(&ins->out0, &plan->out[0]);
@@ -182,28 +202,36 @@ static void *aligned(size_t bytes)
 
 static bw_status fill_engine(bw_fast *engine, const bw_fast_options *options, bw_error *err)
 {
-    unsigned threads = 0;
+    unsigned threads = 0, pipes = 0;
     bw_status status = choose_isa(options ? options->isa : BW_SIM_ISA_AUTO, &engine->isa, err);
     if (!status)
         status = choose_threads(options ? options->threads : 0, &threads, err);
+    if (!status)
+        status = choose_pipes(options ? options->pipes : 0, &pipes, err);
     if (status)
         return status;
     engine->rows = isas[engine->isa].rows;
     engine->dots = isas[engine->isa].dots;
+    engine->bytes = pipes == 2 ? engine->dots->bytes_2p : engine->dots->bytes;
 
     const uint32_t count = engine->program->header->instruction_count;
     engine->tables = calloc(1, sizeof *engine->tables);
     engine->plans = calloc(count ? count : 1, sizeof *engine->plans);
-    if (!engine->tables || !engine->plans)
+    uint8_t *never_negative = malloc(count + 1);
+    if (!engine->tables || !engine->plans || !never_negative) {
+        free(never_negative);
         return bw_fail(err, BW_NO_MEMORY, "no memory for the plan of %u instructions", count);
+    }
+    bw_fast_find_signs(engine->program, never_negative);
     fill_tables(engine->tables);
     engine->fp32 = row_format(BW_FORMAT_FP32, 1);
     for (uint32_t i = 0; i < count; i++) {
         bw_plan *plan = &engine->plans[i];
-        plan_instruction(engine, &engine->program->instructions[i], plan);
+        plan_instruction(engine, &engine->program->instructions[i], !never_negative[i], plan);
         if (plan->scratch > engine->scratch_bytes)
             engine->scratch_bytes = plan->scratch;
     }
+    free(never_negative);
     engine->scratch_bytes = bw_round_up(engine->scratch_bytes, 4096) + 64;
     if (engine->scratch_bytes <= SIZE_MAX / threads)
         engine->scratch = aligned(engine->scratch_bytes * threads);

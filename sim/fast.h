@@ -120,9 +120,10 @@ typedef enum bw_dot_class {
 
 /*
  * A panel holds input blocks the way the kernels want them, and each output pixel's window is a list of runs in it:
- *   codes   uint8 = code + 128 (S8), int16 (S16), double (wide)
- *   scale   one int32 a block: e << 23 (S8), (127 + e) << 23 (all others); I128: | BW_WIDE_MARK if the sums of the
- * block may not be exact in a double It is either the input region under some rows of output pixels, packed once and
+ *   codes   S8: int8 + 128, or int8 if there are no negative codes; S16: int16; wide: double
+ *   scale   one int32 a block: (127 + e) << 23, for S8 (scale_bias + e) << 23; I128: | BW_WIDE_MARK if the sums of the
+ *           block may not be exact in a double
+ * It is either the input region under some rows of output pixels, packed once and
  * shared by all windows that meet there, or a row of its own for each pixel (im2col). Packers go upwards and may write
  * a vector past what they pack.
  */
@@ -151,13 +152,14 @@ typedef struct bw_dot_args {
     size_t weight_step;        /* bytes to the next tile */
     const int8_t *weight_exps; /* [blocks][16] */
     size_t exp_step;
-    const int32_t *sums; /* S8: what sum8 made of the tile; NULL for a few pixels, which do without */
+    int is_signed;       /* S8: the panel has code + 128 */
+    const int32_t *sums; /* S8: what bw_byte_kernels.sum made of the tile; NULL for a few pixels, which do without */
     size_t sum_step;
-    const int8_t *nibbles; /* dot8 without sums: the weights are packed codes of 4 bits for these 16 values; or NULL */
+    const int8_t *nibbles; /* S8 without sums: the weights are packed codes of 4 bits for these 16 values; or NULL */
     const float *start;    /* 16 values a tile that acc starts at; NULL: continue from acc */
     float *acc;            /* [pixels][stride], 16 outputs a tile */
     size_t stride;
-    const uint8_t *ahead; /* dot8 fetches so many lines of 64 bytes from here on with each block; weights to come */
+    const uint8_t *ahead; /* S8 fetches so many lines of 64 bytes from here on with each block; weights to come */
     size_t ahead_lines;
 } bw_dot_args;
 
@@ -166,25 +168,37 @@ typedef struct bw_pack_args {
     const int8_t *exps;
     size_t count, block;
     const int16_t *values; /* TABLE formats: 256 code values; else NULL */
+    uint8_t offset;        /* S8: 128, or 0 if no code is negative */
+    int scale_bias;        /* S8 */
     void *out;
     int32_t *scale;
 } bw_pack_args;
 
-/* int32 that sum8 writes for a block of a tile. */
-#define BW_DOT_SUMS 32u
+/* int32 that bw_byte_kernels.sum writes for a block of a tile. */
+static inline size_t bw_dot_sums(int is_signed)
+{
+    return is_signed ? 32 : 16;
+}
+
+/* Class S8, for an ISA and how its CPUs execute it. */
+typedef struct bw_byte_kernels {
+    int scale_bias;    /* of the panel's scales */
+    unsigned group[3]; /* pixels per call, for blocks of 16, 32, and 64 or 128 */
+    unsigned tiles;    /* per call, at most */
+    void (*dot)(const bw_dot_args *args); /* without sums: one pixel */
+    void (*sum)(const int8_t *weights, const int8_t *exps, size_t blocks, size_t block, int is_signed, int32_t *sums);
+} bw_byte_kernels;
+
+extern const bw_byte_kernels bw_dot_bytes_avx512vnni, bw_dot_bytes_2p_avx512vnni;
 
 typedef struct bw_dot_kernels {
-    unsigned group;     /* pixels per call of dot16 and the wide classes, <= BW_GROUP_MAX */
-    unsigned group8[3]; /* of dot8, for blocks of 16, 32, and 64 or 128 */
-    unsigned few8;      /* up to so many pixels dot8 does without sums */
-    unsigned tiles8;
-    void (*dot8)(const bw_dot_args *args);   /* NULL: the ISA has none */
-    void (*pack8)(const bw_pack_args *args); /* NULL with dot8, as are sum8 and map8 */
-    void (*sum8)(const int8_t *weights, const int8_t *exps, size_t blocks, size_t block, int32_t *sums);
-    const struct bw_wide_kernels *wide; /* F64 and I128 */
+    unsigned group; /* pixels per call of dot16 and the wide classes, <= BW_GROUP_MAX */
+    const bw_byte_kernels *bytes, *bytes_2p; /* for CPUs with four and with two vector pipes; NULL: S8 is as S16 */
+    void (*pack8)(const bw_pack_args *args); /* NULL without bytes, as is map8 */
+    const struct bw_wide_kernels *wide;      /* F64 and I128 */
     void (*dot16)(const bw_dot_args *args);
     void (*pack16)(const bw_pack_args *args);
-    void (*map8)(const int16_t *values, size_t count, uint8_t *codes); /* in place; NULL with dot8 */
+    void (*map8)(const int16_t *values, size_t count, uint8_t *codes); /* in place */
     /* count packed weight codes (a multiple of 256) of code_bits < 8 each to bytes, in order. */
     void (*unpack)(const bw_format_traits *t, const uint8_t *packed, size_t count, uint8_t *codes);
     /* count weight bytes (canonical order, blocks of 16 x block) to S16 order. */
@@ -247,6 +261,7 @@ typedef struct bw_plan {
     bw_row_format weight_format;
     /* CONV */
     bw_dot_class dot;
+    int is_signed;         /* the input may have negative codes */
     size_t group_blocks;   /* kb: blocks per pixel and group */
     size_t reduction;      /* blocks of the whole reduction */
     int taps_adjoin;       /* the blocks of tap kx + 1 follow those of tap kx in the input */
@@ -272,6 +287,7 @@ struct bw_fast {
     bw_sim_isa isa;
     const bw_rows *rows;
     const bw_dot_kernels *dots;
+    const bw_byte_kernels *bytes; /* of dots, or NULL */
     bw_pool *pool;
     bw_plan *plans;
     bw_format_tables *tables;
@@ -322,6 +338,9 @@ bw_side bw_fast_side(const bw_view *v, size_t image, size_t y, size_t x, size_t 
  */
 void bw_fast_finish_pixels(const bw_fast *engine, const bw_plan *plan, size_t first, size_t pixels, size_t c0, size_t n,
                            const float *acc, size_t stride);
+
+/* in[i] = 1 if the input of instruction i cannot hold negative values, for all of the program. */
+void bw_fast_find_signs(const bw_program *program, uint8_t *in);
 
 /* Fill the CONV part of a plan (scratch included) / run it. */
 void bw_conv_plan(const bw_fast *engine, bw_plan *plan);

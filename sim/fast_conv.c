@@ -39,7 +39,7 @@ static bw_dot_class choose_class(const bw_fast *engine, const bw_format_traits *
                                  size_t block)
 {
     int64_t ma = largest_code(a), mw = largest_code(w);
-    if (ma <= 128 && mw <= 128 && engine->dots->dot8)
+    if (ma <= 128 && mw <= 128 && engine->bytes)
         return BW_DOT_S8;
     if (ma <= INT16_MAX && mw <= INT16_MAX && (int64_t)block * ma * mw < INT32_MAX)
         return BW_DOT_S16;
@@ -119,7 +119,7 @@ static size_t row_scales(const bw_plan *plan)
 
 static size_t tiles_at_once(const bw_fast *engine, const bw_plan *plan)
 {
-    return plan->dot == BW_DOT_S8 ? engine->dots->tiles8 : 1;
+    return plan->dot == BW_DOT_S8 ? engine->bytes->tiles : 1;
 }
 
 /* Lays the scratch out from `base` (NULL: only asking); returns its size. */
@@ -139,7 +139,7 @@ static size_t lay_out(const bw_fast *engine, const bw_plan *plan, uint8_t *base,
     s->scale = take(base, &next, scales * sizeof(int32_t) + BW_PANEL_SLACK);
     s->bytes = take(base, &next, weights * plan->weight_format.traits->device_bytes);
     s->weights = take(base, &next, plan->dot == BW_DOT_S8 ? 0 : weights * wide);
-    s->sums = take(base, &next, weights / block / BW_OUTPUT_TILE * BW_DOT_SUMS * sizeof(int32_t));
+    s->sums = take(base, &next, weights / block / BW_OUTPUT_TILE * bw_dot_sums(plan->is_signed) * sizeof(int32_t));
     s->acc = take(base, &next, plan->most_pixels * plan->acc_stride * sizeof(float));
     return next;
 }
@@ -316,6 +316,10 @@ static bw_pack_args panel_start(const job *j, const scratch *s)
     const bw_format_traits *in = j->plan->in.format.traits;
     bw_pack_args args = {.block = j->plan->ins->in.block, .out = s->codes, .scale = s->scale};
     args.values = in->kind == BW_KIND_TABLE ? j->engine->tables->values16[in->format] : NULL;
+    if (j->plan->dot == BW_DOT_S8) {
+        args.offset = j->plan->is_signed ? 128 : 0;
+        args.scale_bias = j->engine->bytes->scale_bias;
+    }
     return args;
 }
 
@@ -478,7 +482,7 @@ static size_t pixels_at_once(const bw_fast *engine, const bw_plan *plan)
     if (plan->dot != BW_DOT_S8)
         return engine->dots->group;
     const size_t block = plan->ins->in.block;
-    return engine->dots->group8[block == 16 ? 0 : block == 32 ? 1 : 2];
+    return engine->bytes->group[block == 16 ? 0 : block == 32 ? 1 : 2];
 }
 
 /* What all kernel calls of a chunk have in common. */
@@ -530,7 +534,7 @@ static void run_kernels(const job *j, const area *a, const call *c, float *acc)
             args.scale = c->s->scale + line * c->line_scales + first * args.scale_step;
             args.acc = acc + (line * a->line + first) * args.stride;
             if (plan->dot == BW_DOT_S8)
-                dots->dot8(&args);
+                j->engine->bytes->dot(&args);
             else if (plan->dot == BW_DOT_S16)
                 dots->dot16(&args);
             else
@@ -544,12 +548,12 @@ static void accumulate(const job *j, const area *a, size_t k0, size_t count, siz
                        float *acc)
 {
     const bw_plan *plan = j->plan;
-    const bw_dot_kernels *dots = j->engine->dots;
     const size_t block = plan->ins->in.block, at_once = tiles_at_once(j->engine, plan);
     static const float zeros[2 * BW_OUTPUT_TILE];
     bw_dot_run runs[BW_DOT_CHUNK];
     call c = {.s = s, .at_once = pixels_at_once(j->engine, plan)};
-    c.args = (bw_dot_args){.block = block, .runs = runs, .stride = plan->acc_stride};
+    c.args = (bw_dot_args){.block = block, .runs = runs, .stride = plan->acc_stride, .is_signed = plan->is_signed};
+    c.args.sum_step = plan->chunk * bw_dot_sums(plan->is_signed);
     if (plan->region_rows) {
         const size_t step = plan->ins->stride_x * plan->group_blocks, line = region_row(plan) * plan->ins->stride_y;
         c.args.code_step = step * block * code_bytes(plan->dot);
@@ -560,7 +564,7 @@ static void accumulate(const job *j, const area *a, size_t k0, size_t count, siz
         c.args.code_step = row_step(plan);
         c.args.scale_step = row_scales(plan);
     }
-    const int few = plan->dot == BW_DOT_S8 && a->lines * a->line <= dots->few8;
+    const int few = plan->dot == BW_DOT_S8 && a->lines * a->line == 1; /* without sums */
     int8_t nibbles[16];
     if (few && plan->weight_format.traits->code_bits == 4) {
         fill_nibbles(plan->weight_format.traits, nibbles);
@@ -587,10 +591,9 @@ static void accumulate(const job *j, const area *a, size_t k0, size_t count, siz
             c.args.weight_step = c.args.tiles > 1 ? (size_t)(weights[1] - weights[0]) : 0;
             if (plan->dot == BW_DOT_S8 && !few) {
                 for (size_t i = 0; i < c.args.tiles; i++)
-                    dots->sum8((const int8_t *)weights[i], c.args.weight_exps + i * c.args.exp_step, n, block,
-                               s->sums + i * plan->chunk * BW_DOT_SUMS);
+                    j->engine->bytes->sum((const int8_t *)weights[i], c.args.weight_exps + i * c.args.exp_step, n,
+                                          block, plan->is_signed, s->sums + i * c.args.sum_step);
                 c.args.sums = s->sums;
-                c.args.sum_step = plan->chunk * BW_DOT_SUMS;
             }
             look_ahead(j, t, t1, from + n, &c);
             run_kernels(j, a, &c, acc + (t - t0) * BW_OUTPUT_TILE);
