@@ -35,8 +35,8 @@ typedef enum bw_sim_isa {
 typedef struct bw_fast_options {
     bw_sim_isa isa;
     unsigned threads; /* 0: environment BW_SIM_THREADS, else the CPUs this process may use; at most 64 */
-    /* Vector pipes that kernels are laid out for, 2 or 4; some ISAs only have both. 0: environment BW_SIM_PIPES, else as
-     * this CPU has. Speed only, never bits. */
+    /* Vector pipes that kernels are laid out for, 2 or 4; some ISAs only have both. 0: environment BW_SIM_PIPES, else
+     * as this CPU has. Speed only, never bits. */
     unsigned pipes;
 } bw_fast_options;
 
