@@ -189,10 +189,10 @@ static void plan_instruction(const bw_fast *engine, const bw_instruction *ins, i
         plan->bias = (const float *)(const void *)(engine->constants + ins->bias);
     if (ins->weight_format != BW_FORMAT_NONE)
         plan->weight_format = row_format(ins->weight_format, ins->in.block);
-    if (ins->opcode == BW_OP_CONV)
-        bw_conv_plan(engine, plan);
-    else
+    if (ins->opcode != BW_OP_CONV)
         bw_vector_plan(plan);
+    else if (!bw_direct_plan(engine, plan))
+        bw_conv_plan(engine, plan);
 }
 
 static void *aligned(size_t bytes)
@@ -268,6 +268,8 @@ void bw_fast_destroy(bw_fast *engine)
     pthread_mutex_destroy(&engine->lock);
     free(engine->act);
     free(engine->scratch);
+    for (uint32_t i = 0; engine->plans && i < engine->program->header->instruction_count; i++)
+        free(engine->plans[i].own);
     free(engine->plans);
     free(engine->tables);
     free(engine);
@@ -325,7 +327,9 @@ static bw_status run_locked(bw_fast *engine, const void *in, void *out, uint32_t
         bind(engine, &plan->in2, in, out);
         bind(engine, &plan->out[0], in, out);
         bind(engine, &plan->out[1], in, out);
-        if (plan->ins->opcode == BW_OP_CONV)
+        if (plan->direct_sums)
+            bw_direct_run(engine, plan, batch);
+        else if (plan->ins->opcode == BW_OP_CONV)
             bw_conv_run(engine, plan, batch);
         else
             bw_vector_run(engine, plan, batch);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Inside the fast engine: what its planner (fast.c), its drivers (fast_conv.c, fast_vector.c) and its per-ISA kernels
- * (NAME__ISA.c) share. Not public.
+ * Inside the fast engine: what its planner (fast.c), its drivers (fast_conv.c, fast_direct.c, fast_vector.c) and its
+ * per-ISA kernels (NAME__ISA.c) share. Not public.
  *
  * Why any ISA, thread count and tiling gives the same bits: each output value is computed by one thread in the order
  * of docs/isa.md; parts of a reduction are only ever continued from the stored fp32 accumulator. The products that are
@@ -100,10 +100,43 @@ typedef struct bw_window {
     size_t stride;
 } bw_window;
 
+/* Blocks that lie side by side in a panel (see CONV) and in the reduction. */
+typedef struct bw_dot_run {
+    uint32_t at, blocks; /* at: counted in blocks from where the pixel's window starts */
+} bw_dot_run;
+
+/*
+ * A whole CONV of int8 codes in blocks of 16 for neighbours in the output: sums, b added, activation, and n channels to
+ * out[0] and out[1] as bw_fused does it. One of the outputs may be fp16, one INT in blocks of 16, out[1] absent.
+ */
+typedef struct bw_direct {
+    size_t pixels, n; /* at least 8 pixels */
+    size_t at_once;   /* pixels that go through all tiles together; a multiple of 8, or all */
+    size_t blocks;    /* of the reduction */
+    const bw_dot_run *runs;
+    size_t run_count;
+    const uint8_t *codes; /* window of the first pixel */
+    size_t code_step;     /* bytes to the next */
+    const int32_t *scale;
+    size_t scale_step;
+    int is_signed;         /* the panel has code + 128 */
+    const int8_t *weights; /* of all tiles, canonical order */
+    const int32_t *sums;   /* what bw_byte_kernels.sum made of them */
+    const float *bias;     /* 16 a tile; NULL: zeros */
+    bw_side b, out[2];
+    const bw_row_activation *activation;
+} bw_direct;
+
 typedef struct bw_rows {
     void (*fused)(const bw_fused *f);
     void (*window)(const bw_window *w);
     void (*depthwise)(const bw_depthwise *d);
+    /* NULL: the ISA has none, nor the next. */
+    void (*direct)(const bw_direct *g);
+    /* (127 + e) << 23 and, unless out is NULL, codes (+ 128 if is_signed) of blocks of 16; codes and exps NULL: of
+     * zeros. Writes exactly so much. */
+    void (*direct_pack)(const uint8_t *codes, const int8_t *exps, size_t blocks, int is_signed, uint8_t *out,
+                        int32_t *scale);
 } bw_rows;
 
 extern const bw_rows bw_rows_portable, bw_rows_avx2, bw_rows_avx512vnni;
@@ -129,11 +162,6 @@ typedef enum bw_dot_class {
  */
 #define BW_WIDE_MARK   1
 #define BW_PANEL_SLACK 64u /* bytes, after the codes and after the scales */
-
-/* Blocks that lie side by side in the panel and in the reduction. */
-typedef struct bw_dot_run {
-    uint32_t at, blocks; /* at: counted in blocks from where the pixel's window starts */
-} bw_dot_run;
 
 /* Blocks of a reduction that one kernel call takes, at most. */
 #define BW_DOT_CHUNK 128u
@@ -271,6 +299,10 @@ typedef struct bw_plan {
     const int8_t *weight_exps;
     const float *bias; /* NULL: none */
     bw_row_format weight_format;
+    uint8_t *own; /* memory of the plan; freed with it */
+    /* CONV, the direct way: else NULL */
+    int32_t *direct_sums;
+    const int8_t *direct_weights;
     /* CONV */
     bw_dot_class dot;
     int is_signed;         /* the input may have negative codes */
@@ -359,6 +391,9 @@ void bw_fast_find_signs(const bw_program *program, uint8_t *in);
 /* Fill the CONV part of a plan (scratch included) / run it. */
 void bw_conv_plan(const bw_fast *engine, bw_plan *plan);
 void bw_conv_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
+/* The same for those with a short reduction; 0: this one is not done so. */
+int bw_direct_plan(const bw_fast *engine, bw_plan *plan);
+void bw_direct_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
 /* The same for all other opcodes. */
 void bw_vector_plan(bw_plan *plan);
 void bw_vector_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);

@@ -161,8 +161,12 @@ static inline vf v_element_to_float(const uint8_t *p, int magnitude, int most, i
 
 #include "sim/rows_depthwise.h"
 
+#include "sim/rows_direct.h"
+
 const bw_rows bw_rows_avx512vnni = {
     .fused = fused,
     .window = window,
     .depthwise = depthwise,
+    .direct = direct,
+    .direct_pack = direct_pack,
 };
