@@ -120,8 +120,8 @@ int bw_direct_plan(const bw_fast *engine, bw_plan *plan)
     engine->bytes->sum(plan->direct_weights, plan->weight_exps, tiles * blocks, 16, plan->is_signed, plan->direct_sums);
     plan->group_blocks = divide_up(ins->in.channels, 16);
     plan->reduction = blocks;
-    plan->region_rows = most_lines(plan);
-    const size_t panel = panel_blocks(plan, plan->region_rows);
+    plan->item_rows = most_lines(plan);
+    const size_t panel = panel_blocks(plan, plan->item_rows);
     plan->scratch = bw_round_up(panel * 16 + BW_PANEL_SLACK, 64) + panel * sizeof(int32_t) + BW_PANEL_SLACK;
     return 1;
 }
@@ -213,7 +213,7 @@ static void run_item(void *context, size_t item, unsigned thread)
     const size_t width = ins->out0.width, kb = plan->group_blocks;
     panel at = {.codes = bw_fast_scratch(j->engine, thread)};
     at.scale =
-        (int32_t *)(void *)(at.codes + bw_round_up(panel_blocks(plan, plan->region_rows) * 16 + BW_PANEL_SLACK, 64));
+        (int32_t *)(void *)(at.codes + bw_round_up(panel_blocks(plan, plan->item_rows) * 16 + BW_PANEL_SLACK, 64));
     const int lies = in_place(plan);
     pack_panel(j, image, line, lines, (panel){lies ? NULL : at.codes, at.scale});
 
@@ -250,7 +250,7 @@ void bw_direct_run(bw_fast *engine, const bw_plan *plan, uint32_t batch)
     const bw_tensor *out = &plan->ins->out0;
     const size_t threads = bw_pool_threads(engine->pool), width = out->width;
     job j = {.engine = engine, .plan = plan};
-    j.parts = divide_up(out->height, plan->region_rows);
+    j.parts = divide_up(out->height, plan->item_rows);
     const size_t cycles = (size_t)batch * out->height * width * bw_conv_tiles(plan->ins) * (3 * plan->reduction + 8);
     if (threads > 1 && cycles >= SERIAL_CYCLES && batch * j.parts < threads * 2) {
         const size_t most = one_line(plan) ? width * out->height / LEAST_PIXELS : out->height;

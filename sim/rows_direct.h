@@ -152,7 +152,7 @@ INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, si
             int8_t four[4];
             const vf y[4] = {s[i][0], T == 2 ? s[i][T - 1] : s[i + 1][0], T == 2 ? s[i + 1][0] : s[i + 2][0],
                              T == 2 ? s[i + 1][T - 1] : s[i + 3][0]};
-            write_int(&to->block, 16, 4, y, (spot){buffer, four});
+            write_int(&to->block, 16, 4, 0, y, (spot){buffer, four});
 #pragma GCC unroll 4
             for (int k = 0; k < 4 / T; k++, codes += to->block.code_pixel, exps += to->block.exp_pixel) {
                 memcpy(codes, buffer + 16 * T * k, 16 * (size_t)T);
