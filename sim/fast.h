@@ -331,6 +331,7 @@ struct bw_fast {
     const bw_program *program;
     const uint8_t *constants;
     bw_sim_isa isa;
+    unsigned pipes; /* as in bw_fast_options, chosen */
     const bw_rows *rows;
     const bw_dot_kernels *dots;
     const bw_byte_kernels *bytes; /* of dots, or NULL */
