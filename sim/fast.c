@@ -190,7 +190,7 @@ static void plan_instruction(const bw_fast *engine, const bw_instruction *ins, i
     if (ins->weight_format != BW_FORMAT_NONE)
         plan->weight_format = row_format(ins->weight_format, ins->in.block);
     if (ins->opcode != BW_OP_CONV)
-        bw_vector_plan(plan);
+        bw_vector_plan(engine, plan);
     else if (!bw_direct_plan(engine, plan))
         bw_conv_plan(engine, plan);
 }

@@ -127,11 +127,26 @@ typedef struct bw_direct {
     const bw_row_activation *activation;
 } bw_direct;
 
+/*
+ * PATCH for neighbours in a row of the output: channel (ky * kernel_x + kx) * channels + c of pixel p is
+ * x[ky * x_row + (p * stride + kx) * channels + c], zero if row ky is not first_row..end_row - 1 or column left + p *
+ * stride + kx is not 0..width - 1; what is outside is not read. out: INT in blocks of 16.
+ */
+#define BW_PATCH_BLOCKS 32u /* of an output pixel, at most */
+#define BW_PATCH_PIECES 96u /* rows of taps that those come from, counted block by block, at most */
+typedef struct bw_patch {
+    const float *x; /* tap (0, 0) of the first pixel; may lie outside */
+    size_t x_row, channels, stride, kernel_y, kernel_x, first_row, end_row, pixels;
+    int64_t left, width;
+    bw_side out;
+} bw_patch;
+
 typedef struct bw_rows {
     void (*fused)(const bw_fused *f);
     void (*window)(const bw_window *w);
     void (*depthwise)(const bw_depthwise *d);
-    /* NULL: the ISA has none, nor the next. */
+    /* NULL: the ISA does not have these. */
+    void (*patch)(const bw_patch *g);
     void (*direct)(const bw_direct *g);
     /* (127 + e) << 23 and, unless out is NULL, codes (+ 128 if is_signed) of blocks of 16; codes and exps NULL: of
      * zeros. Writes exactly so much. */
@@ -323,6 +338,7 @@ typedef struct bw_plan {
     size_t row;     /* floats of an fp32 row in scratch; not CONV */
     size_t span;    /* DWCONV, MAXPOOL: channels made at a time; a multiple of align, or all */
     size_t rows;    /* fp32 rows made at a time; not CONV */
+    int patches;    /* PATCH: has a kernel of its own */
     size_t columns; /* MAXPOOL: columns of the input whose maxima are shared by windows; 0: none are */
     size_t scratch; /* bytes per thread */
 } bw_plan;
@@ -396,7 +412,7 @@ void bw_conv_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
 int bw_direct_plan(const bw_fast *engine, bw_plan *plan);
 void bw_direct_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
 /* The same for all other opcodes. */
-void bw_vector_plan(bw_plan *plan);
+void bw_vector_plan(const bw_fast *engine, bw_plan *plan);
 void bw_vector_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
 
 #endif

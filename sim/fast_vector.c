@@ -259,7 +259,7 @@ static void patch_line(const job *j, size_t image, size_t oy, size_t ox, size_t 
     }
 }
 
-static void run_patches(const job *j, size_t first, size_t end, float *rows)
+static void run_patch_rows(const job *j, size_t first, size_t end, float *rows)
 {
     const bw_plan *plan = j->plan;
     const bw_instruction *ins = plan->ins;
@@ -273,6 +273,31 @@ static void run_patches(const job *j, size_t first, size_t end, float *rows)
         for (size_t ky = 0; ky < ins->kernel_y; ky++)
             patch_line(j, image, y, x, n, (int64_t)ky, rows + ky * line);
         bw_fast_finish_pixels(j->engine, plan, pixel, n, 0, dense ? dense : ins->out0.channels, rows, plan->row);
+    }
+}
+
+/* PATCH, of inputs whose rows are runs of memory: rows of the output. */
+static void run_patches(const job *j, size_t first, size_t end)
+{
+    const bw_plan *plan = j->plan;
+    const bw_instruction *ins = plan->ins;
+    const size_t width = ins->out0.width, area = width * ins->out0.height;
+    bw_patch g = {.channels = ins->in.channels, .stride = ins->stride_x, .width = ins->in.width};
+    g.kernel_y = ins->kernel_y;
+    g.kernel_x = ins->kernel_x;
+    g.x_row = (size_t)ins->dilation_y * ins->in.row_stride;
+    for (size_t pixel = first; pixel < end; pixel += g.pixels) {
+        const size_t image = pixel / area, y = pixel % area / width, x = pixel % width;
+        const window w = window_at(ins, y, x);
+        g.pixels = run_of(plan, pixel, end - pixel, 0);
+        g.left = w.x;
+        g.first_row = (size_t)w.ky0;
+        g.end_row = (size_t)w.ky1;
+        /* Relative to the first pixel of the image, which may lie before or behind the window. */
+        g.x = (const float *)(const void *)bw_view_codes(&plan->in, image, 0, 0, 0);
+        g.x += w.y * (int64_t)ins->in.row_stride + w.x * (int64_t)ins->in.channels;
+        g.out = bw_fast_side(&plan->out[0], image, y, x, 0);
+        j->engine->rows->patch(&g);
     }
 }
 
@@ -360,8 +385,10 @@ static void run_item(void *context, size_t item, unsigned thread)
     const bw_instruction *ins = j->plan->ins;
     float *rows = (float *)(void *)bw_fast_scratch(j->engine, thread);
     const size_t first = j->pixels * item / j->items, end = j->pixels * (item + 1) / j->items;
-    if (ins->opcode == BW_OP_PATCH)
-        run_patches(j, first, end, rows);
+    if (j->plan->patches)
+        run_patches(j, first, end);
+    else if (ins->opcode == BW_OP_PATCH)
+        run_patch_rows(j, first, end, rows);
     else if (ins->opcode == BW_OP_COPY && ins->flags & BW_FLAG_CHANNEL_MAP)
         run_mapped(j, first, end, rows);
     else if (ins->opcode == BW_OP_ADD || ins->opcode == BW_OP_MUL || ins->opcode == BW_OP_COPY)
@@ -372,9 +399,22 @@ static void run_item(void *context, size_t item, unsigned thread)
         run_pools(j, first, end, rows);
 }
 
-void bw_vector_plan(bw_plan *plan)
+/* Whether the ISA's kernel can do this PATCH. */
+static int patches(const bw_fast *engine, const bw_plan *plan)
 {
     const bw_instruction *ins = plan->ins;
+    const size_t line = (size_t)ins->kernel_x * ins->in.channels;
+    return ins->opcode == BW_OP_PATCH && engine->rows->patch && ins->activation == BW_ACT_NONE &&
+           ins->dilation_x == 1 && ins->in.pixel_stride == ins->in.channels && !plan->out[1].tensor &&
+           plan->out[0].format.kind == BW_KIND_INT && !plan->out[0].format.traits->sub_block &&
+           plan->out[0].format.block == 16 && plan->out[0].units <= BW_PATCH_BLOCKS &&
+           plan->out[0].units * (15 / line + 2) <= BW_PATCH_PIECES;
+}
+
+void bw_vector_plan(const bw_fast *engine, bw_plan *plan)
+{
+    const bw_instruction *ins = plan->ins;
+    plan->patches = patches(engine, plan);
     const int deep = ins->opcode == BW_OP_DWCONV, max = ins->opcode == BW_OP_MAXPOOL;
     size_t n = ins->in.channels;
     if (n < ins->out0.channels)
