@@ -7,6 +7,7 @@
 
 #include <grpc/byte_buffer.h>
 #include <grpc/slice.h>
+#include <grpc/support/alloc.h>
 #include <grpc/support/time.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -469,5 +470,16 @@ void bw_grpc_refuse_slow(bw_grpc *t, uint64_t now_ns)
             grpc_call_cancel_with_status(c->core, GRPC_STATUS_DEADLINE_EXCEEDED,
                                          "the request's message took too long to arrive", NULL);
         }
+    }
+}
+
+void bw_grpc_mark_connections(bw_grpc *t, uint8_t *in_use, int max_fd)
+{
+    for (bw_grpc_call *c = t->calls; c; c = c->next) {
+        char *peer = grpc_call_get_peer(c->core); /* "fd:12", for connections that core was given as a socket */
+        int fd;
+        if (peer && sscanf(peer, "fd:%d", &fd) == 1 && fd >= 0 && fd <= max_fd)
+            in_use[fd] = 1;
+        gpr_free(peer);
     }
 }

@@ -46,6 +46,8 @@ typedef struct bw_grpc bw_grpc;
 
 /* Keeps one request for the next call posted; non-zero: out of memory. */
 int bw_grpc_request_call(bw_grpc *t);
+/* Sets in_use[fd] for the connections that carry a call. t->mutex is held. */
+void bw_grpc_mark_connections(bw_grpc *t, uint8_t *in_use, int max_fd);
 /* Cancels calls whose message is not there after upload_ns. t->mutex is held. */
 void bw_grpc_refuse_slow(bw_grpc *t, uint64_t now_ns);
 
