@@ -10,7 +10,7 @@
  *     bw_image_release(img);  bw_device_close(dev);
  * Full: bw_device_load_bitstream, bw_device_info_get, bw_device_reset.
  * Async: bw_image_submit -> bw_fence, bw_fence_wait with a deadline, bw_fence_cancel, bw_fence_release.
- * Measuring: bw_image_submit_timed.
+ * Measuring: bw_image_run_timed, bw_image_submit_timed.
  *
  * Thread safety: every function may be called from any thread at any time, except that an object must not be used
  * during or after its own close/release. Objects are reference counted inside: an image keeps its device alive, a
@@ -85,8 +85,16 @@ const bw_program *bw_image_program(const bw_image *image);
 
 /* Runs a batch and waits, also for room in the queue. in: batch x in_bytes, out: batch x out_bytes, host memory, 4-byte
  * aligned. timeout_ns 0: no deadline. BW_TIMEOUT: the run was cancelled and has ended, the buffers are free; a device
- * that hangs is aborted after 0.25 s more. Else as bw_fence_wait. */
+ * that hangs is aborted after 0.25 s more. Else as bw_fence_wait. On an idle software device the run is done by the
+ * caller's own thread. */
 bw_status bw_image_run(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t timeout_ns, bw_error *err);
+typedef struct bw_run_times { /* nanoseconds; 0 when the run was refused */
+    uint64_t queued_ns, running_ns;
+} bw_run_times;
+/* The same, and tells the times. spent_ns: as in bw_image_submit_timed, or NULL; it is borrowed until this returns, and
+ * with BW_DEVICE_LOST for ever, as in and out are. */
+bw_status bw_image_run_timed(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t timeout_ns,
+                             uint64_t *spent_ns, bw_run_times *times, bw_error *err);
 
 /* Queues a run and returns at once. in and out are borrowed until the fence has been waited for with a final result
  * (anything but BW_TIMEOUT) or released; 4-byte aligned. BW_EXHAUSTED: the device's queue (64 runs) is full.

@@ -191,7 +191,7 @@ static bw_status check_submit(const bw_image *image, const void *in, const void 
     return BW_OK;
 }
 
-/* wait: stay until the queue has room or the deadline (0: none) has passed. */
+/* wait: stay until the queue has room or the deadline (0: none) has passed; then the run may also be done here and now. */
 static bw_status submit(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t *spent_ns, bool wait,
                         uint64_t deadline_ns, bw_fence **fence, bw_error *err)
 {
@@ -230,6 +230,7 @@ static bw_status submit(bw_image *image, const void *in, void *out, uint32_t bat
         free(made);
         return status;
     }
+    bool here = wait && bw_worker_is_idle(dev);
     made->submitted_ns = bw_now_ns();
     image->refs++;
     image->active++;
@@ -237,9 +238,21 @@ static bw_status submit(bw_image *image, const void *in, void *out, uint32_t bat
     dev->tail = &made->next;
     dev->queued++;
     *fence = made;
-    pthread_cond_signal(&dev->wake);
+    if (here)
+        bw_worker_run_here(dev, deadline_ns);
+    else
+        pthread_cond_signal(&dev->wake);
     pthread_mutex_unlock(&dev->lock);
     return BW_OK;
+}
+
+static bw_status check_timed(const bw_image *image, bw_error *err)
+{
+    if (!image_ok(image) || bw_backend_times(image->device->backend))
+        return BW_OK; /* what is no image is told by submit */
+    return bw_fail(err, BW_UNSUPPORTED,
+                   "%s: backend '%s' does not time instructions: take another device, or measure whole runs",
+                   image->device->uri, image->device->backend->name);
 }
 
 bw_status bw_image_submit(bw_image *image, const void *in, void *out, uint32_t batch, bw_fence **fence, bw_error *err)
@@ -255,23 +268,27 @@ bw_status bw_image_submit_timed(bw_image *image, const void *in, void *out, uint
     if (!spent_ns)
         return bw_fail(err, BW_INVALID_ARGUMENT,
                        "bw_image_submit_timed: spent_ns is NULL, expected an element for each instruction");
-    if (image_ok(image) && !bw_backend_times(image->device->backend))
-        return bw_fail(err, BW_UNSUPPORTED,
-                       "%s: backend '%s' does not time instructions: take another device, or measure whole runs",
-                       image->device->uri, image->device->backend->name);
-    return submit(image, in, out, batch, spent_ns, false, 0, fence, err);
+    bw_status status = check_timed(image, err);
+    return status ? status : submit(image, in, out, batch, spent_ns, false, 0, fence, err);
 }
 
-bw_status bw_image_run(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t timeout_ns, bw_error *err)
+bw_status bw_image_run_timed(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t timeout_ns,
+                             uint64_t *spent_ns, bw_run_times *times, bw_error *err)
 {
     uint64_t deadline = deadline_of(timeout_ns);
     bw_fence *fence;
-    bw_status status = submit(image, in, out, batch, NULL, true, deadline, &fence, err);
+    memset(times, 0, sizeof *times);
+    bw_status status = spent_ns ? check_timed(image, err) : BW_OK;
+    if (!status)
+        status = submit(image, in, out, batch, spent_ns, true, deadline, &fence, err);
     if (status)
         return status;
-    uint64_t now = bw_now_ns();
+    uint64_t now = deadline ? bw_now_ns() : 0;
     status = bw_fence_wait(fence, !deadline ? 0 : deadline > now ? deadline - now : 1, err);
-    if (status == BW_TIMEOUT) {
+    if (fence->overdue && status != BW_OK && status != BW_DEVICE_LOST) {
+        status = bw_fail(err, BW_TIMEOUT, "%s: the run is still running after %.3f ms", image->device->uri,
+                         (double)timeout_ns / 1e6);
+    } else if (status == BW_TIMEOUT) {
         /* The buffers are the caller's again when this returns: the run has to end first. */
         bw_fence_cancel(fence);
         bw_error error;
@@ -282,8 +299,15 @@ bw_status bw_image_run(bw_image *image, const void *in, void *out, uint32_t batc
                 *err = error;
         }
     }
+    bw_fence_times(fence, &times->queued_ns, &times->running_ns);
     bw_fence_release(fence);
     return status;
+}
+
+bw_status bw_image_run(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t timeout_ns, bw_error *err)
+{
+    bw_run_times times;
+    return bw_image_run_timed(image, in, out, batch, timeout_ns, NULL, &times, err);
 }
 
 /* --- fences ----------------------------------------------------------------------------------------------------- */
@@ -335,7 +359,7 @@ bw_status bw_fence_wait(bw_fence *fence, uint64_t timeout_ns, bw_error *err)
     return status;
 }
 
-static void cancel_locked(bw_device *dev, bw_fence *fence)
+void bw_fence_cancel_locked(bw_device *dev, bw_fence *fence)
 {
     if (fence->state >= FENCE_ENDING)
         return;
@@ -353,7 +377,7 @@ void bw_fence_cancel(bw_fence *fence)
         return;
     bw_device *dev = fence->image->device;
     pthread_mutex_lock(&dev->lock);
-    cancel_locked(dev, fence);
+    bw_fence_cancel_locked(dev, fence);
     pthread_mutex_unlock(&dev->lock);
 }
 
@@ -382,7 +406,7 @@ void bw_fence_release(bw_fence *fence)
         return;
     bw_device *dev = fence->image->device;
     pthread_mutex_lock(&dev->lock);
-    cancel_locked(dev, fence);
+    bw_fence_cancel_locked(dev, fence);
     while (fence->state != FENCE_DONE)
         pthread_cond_wait(&dev->changed, &dev->lock);
     bool owes = bw_fence_unref(fence);

@@ -5,7 +5,9 @@
  *
  * A device has two threads. The worker takes runs from the queue and calls the backend. The supervisor ends cancelled
  * runs that still wait in the queue, aborts a run that ignores its cancellation, and gives the device up when even that
- * does not help, so that no caller ever waits for a backend that does not come back.
+ * does not help, so that no caller ever waits for a backend that does not come back. A caller of bw_image_run that finds
+ * an idle device whose runs always end (abort_grace_ms UINT32_MAX) does the worker's part itself: waking a thread and
+ * being woken by it costs up to 0.1 ms. The supervisor then looks after its deadline.
  *
  * The turn: backend calls of one device come from one thread at a time. Whoever calls the backend (the worker for a
  * run, a caller for load, release, reset) takes `turn` under the lock, calls without the lock, and gives it back.
@@ -56,6 +58,8 @@ struct bw_fence {
     bw_error error;
     void (*done)(void *user);
     void *done_user;
+    uint64_t deadline_ns; /* of a run on its caller's thread: the supervisor cancels it then; 0: none */
+    bool overdue;         /* that has happened */
     uint64_t submitted_ns, started_ns, ended_ns;
     bw_fence *next;
 };
@@ -99,7 +103,8 @@ struct bw_device {
     bw_fence *queue, **tail; /* waiting runs, oldest first */
     unsigned queued;
     bw_fence *running;
-    uint64_t cancel_ns; /* when the running run was asked to end; 0: not */
+    uint64_t cancel_ns;    /* when the running run was asked to end; 0: not */
+    uint64_t supervise_ns; /* the supervisor looks by itself then; UINT64_MAX: when it is told to */
     bw_health health;
     char death[256]; /* why it is dead */
     bw_image *images;
@@ -138,10 +143,16 @@ bw_status bw_fail_dead(const bw_device *dev, bw_error *err);
 
 /* image.c: drops one reference. The lock is held; true: the caller owes bw_device_unref after unlocking. */
 bool bw_fence_unref(bw_fence *fence);
+/* bw_fence_cancel with the lock held. */
+void bw_fence_cancel_locked(bw_device *dev, bw_fence *fence);
 
 /* worker.c */
 bw_status bw_worker_start(bw_device *dev, bw_error *err);
 void bw_worker_stop(bw_device *dev); /* ends and joins both threads */
+/* Nothing is queued or running, and what runs always ends. The lock is held. */
+bool bw_worker_is_idle(const bw_device *dev);
+/* Runs the only queued fence on the caller's thread; it has ended then. The lock is held, and dropped meanwhile. */
+void bw_worker_run_here(bw_device *dev, uint64_t deadline_ns);
 /* pthread_cond_wait until CLOCK_MONOTONIC reaches deadline_ns (0: for ever); false when the time has passed. */
 bool bw_cond_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadline_ns);
 

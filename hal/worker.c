@@ -176,6 +176,20 @@ static void *worker_main(void *user)
     return NULL;
 }
 
+bool bw_worker_is_idle(const bw_device *dev)
+{
+    return !dev->queue && !dev->turn && !dev->turn_waiters && !dev->stop && dev->health == BW_HEALTH_OK &&
+           dev->backend->abort_grace_ms == UINT32_MAX;
+}
+
+void bw_worker_run_here(bw_device *dev, uint64_t deadline_ns)
+{
+    dev->queue->deadline_ns = deadline_ns;
+    if (deadline_ns && deadline_ns < dev->supervise_ns)
+        pthread_cond_signal(&dev->supervise);
+    run_one(dev);
+}
+
 /* --- supervisor ------------------------------------------------------------------------------------------------- */
 
 /* Ends one queued fence that is not wanted any more. */
@@ -244,6 +258,22 @@ static void press(bw_device *dev)
         bw_cond_until(&dev->supervise, &dev->lock, next == UINT64_MAX ? 0 : next);
 }
 
+/* Waits for news, at most until a run on its caller's thread is overdue. It is not told when such a run ends: most
+ * have the same patience, so the next one's deadline is looked at when this one's has come. */
+static void watch(bw_device *dev)
+{
+    bw_fence *running = dev->running;
+    uint64_t deadline = running ? running->deadline_ns : 0;
+    if (deadline && bw_now_ns() >= deadline) {
+        running->overdue = true;
+        bw_fence_cancel_locked(dev, running);
+        return;
+    }
+    dev->supervise_ns = deadline ? deadline : UINT64_MAX;
+    bw_cond_until(&dev->supervise, &dev->lock, deadline);
+    dev->supervise_ns = UINT64_MAX;
+}
+
 static void *supervisor_main(void *user)
 {
     bw_device *dev = user;
@@ -256,7 +286,7 @@ static void *supervisor_main(void *user)
         if (dev->running && dev->cancel_ns)
             press(dev);
         else
-            pthread_cond_wait(&dev->supervise, &dev->lock);
+            watch(dev);
     }
     pthread_mutex_unlock(&dev->lock);
     return NULL;
@@ -266,6 +296,7 @@ static void *supervisor_main(void *user)
 
 bw_status bw_worker_start(bw_device *dev, bw_error *err)
 {
+    dev->supervise_ns = UINT64_MAX;
     int code = pthread_create(&dev->worker, NULL, worker_main, dev);
     if (code)
         return bw_fail(err, BW_NO_MEMORY, "%s: cannot start its thread: error %d", dev->uri, code);

@@ -213,7 +213,7 @@ static void give_up_buffers(bw_lane_stage *l, uint64_t *spent)
     l->capacity = 0;
 }
 
-/* One submission, waited for until the deadline. A run that is late is cancelled before its buffers are used again. */
+/* One run, at most until the deadline. One that is late is cancelled before its buffers are used again. */
 static bw_status run_images(bw_session *s, bw_lane *lane, int stage, uint32_t images, uint64_t deadline,
                             bw_lane_times *times, bw_error *err)
 {
@@ -228,27 +228,15 @@ static bw_status run_images(bw_session *s, bw_lane *lane, int stage, uint32_t im
     uint64_t *spent = profile ? calloc(profile->instruction_count, sizeof *spent) : NULL;
     if (profile && !spent)
         return bw_fail(err, BW_NO_MEMORY, "no memory for the times of %u instructions", profile->instruction_count);
-    bw_fence *fence;
-    bw_status status = profile ? bw_image_submit_timed(s->images[stage], l->in, l->out, images, spent, &fence, err)
-                               : bw_image_submit(s->images[stage], l->in, l->out, images, &fence, err);
-    if (status) {
-        free(spent);
-        return status;
-    }
-    status = bw_fence_wait(fence, deadline ? deadline - now : 0, err);
-    int overdue = status == BW_TIMEOUT;
-    if (overdue) {
-        bw_fence_cancel(fence);
-        status = bw_fence_wait(fence, 0, err);
-    }
-    uint64_t queued = 0, running = 0;
-    bw_fence_times(fence, &queued, &running);
-    times->timing.device_queue += queued;
-    times->timing.device_run += running;
-    bw_fence_release(fence);
+    bw_run_times spans;
+    bw_status status = bw_image_run_timed(s->images[stage], l->in, l->out, images, deadline ? deadline - now : 0, spent,
+                                          &spans, err);
+    int overdue = status == BW_TIMEOUT || (deadline && bw_now_ns() >= deadline);
+    times->timing.device_queue += spans.queued_ns;
+    times->timing.device_run += spans.running_ns;
     if (profile) {
-        profile->queue_ns += queued;
-        profile->run_ns += running;
+        profile->queue_ns += spans.queued_ns;
+        profile->run_ns += spans.running_ns;
         for (uint32_t i = 0; !status && i < profile->instruction_count; i++)
             profile->instruction_ns[i] += spent[i];
     }
