@@ -326,6 +326,11 @@ static void call_drop_message(bw_call *call)
     drop_payload(of_base(call));
 }
 
+static int call_step_aside(bw_call *call)
+{
+    return bw_grpc_step_aside(of_base(call)->t);
+}
+
 static size_t call_metadata(bw_call *call, const char *key, char *value, size_t size)
 {
     bw_grpc_call *c = of_base(call);
@@ -344,7 +349,7 @@ static size_t call_metadata(bw_call *call, const char *key, char *value, size_t 
 }
 
 static const bw_call_ops ops_of_grpc = {
-    call_write, call_finish, call_watch_cancel, call_cancelled, call_drop_message, call_metadata,
+    call_write, call_finish, call_watch_cancel, call_cancelled, call_drop_message, call_step_aside, call_metadata,
 };
 
 /* --- receiving -------------------------------------------------------------------------------------------------- */

@@ -43,17 +43,62 @@ void bw_grpc_prepare_process(void)
 
 /* --- threads ---------------------------------------------------------------------------------------------------- */
 
+/* This thread has given its seat away in the handler that it is in. */
+static _Thread_local int stepped_aside;
+
+int bw_grpc_step_aside(bw_grpc *t)
+{
+    pthread_mutex_lock(&t->mutex);
+    stepped_aside = t->standby > t->seats;
+    if (stepped_aside) {
+        t->seats++;
+        pthread_cond_signal(&t->seat_free);
+    }
+    pthread_mutex_unlock(&t->mutex);
+    return stepped_aside;
+}
+
+/* 0: there is nothing to receive any more. */
+static int take_seat(bw_grpc *t)
+{
+    pthread_mutex_lock(&t->mutex);
+    while (!t->seats && !t->received_all) {
+        t->standby++;
+        pthread_cond_wait(&t->seat_free, &t->mutex);
+        t->standby--;
+    }
+    int taken = !t->received_all;
+    t->seats -= (unsigned)taken;
+    pthread_mutex_unlock(&t->mutex);
+    return taken;
+}
+
+static void end_receiving(bw_grpc *t)
+{
+    pthread_mutex_lock(&t->mutex);
+    t->received_all = 1;
+    pthread_cond_broadcast(&t->seat_free);
+    pthread_mutex_unlock(&t->mutex);
+}
+
+/* A handler that works for long hands receiving over instead of handing its work over: waking another thread then costs
+ * the request no time. */
 static void *poll_loop(void *arg)
 {
     bw_grpc *t = arg;
-    for (;;) {
-        grpc_event event = grpc_completion_queue_next(t->queue, gpr_inf_future(GPR_CLOCK_REALTIME), NULL);
-        if (event.type == GRPC_QUEUE_SHUTDOWN)
-            return NULL;
-        bw_grpc_tag *tag = event.tag;
-        BW_TAKE_OVER(tag);
-        tag->done(tag, event.success);
+    while (take_seat(t)) {
+        for (stepped_aside = 0; !stepped_aside;) {
+            grpc_event event = grpc_completion_queue_next(t->queue, gpr_inf_future(GPR_CLOCK_REALTIME), NULL);
+            if (event.type == GRPC_QUEUE_SHUTDOWN) {
+                end_receiving(t);
+                return NULL;
+            }
+            bw_grpc_tag *tag = event.tag;
+            BW_TAKE_OVER(tag);
+            tag->done(tag, event.success);
+        }
     }
+    return NULL;
 }
 
 /* Slow uploads are invisible to the services: nobody is called before the message is complete. */
@@ -138,6 +183,7 @@ static void free_transport(bw_grpc *t)
 {
     pthread_cond_destroy(&t->wake);
     pthread_cond_destroy(&t->none_left);
+    pthread_cond_destroy(&t->seat_free);
     pthread_mutex_destroy(&t->mutex);
     bw_listener_close(t->listener);
     free(t);
@@ -149,8 +195,10 @@ static void destroy_core(bw_grpc *t)
     grpc_completion_queue_shutdown(t->queue);
     for (unsigned i = 0; i < t->thread_count; i++)
         pthread_join(t->threads[i], NULL);
-    if (!t->thread_count)
+    if (!t->thread_count) {
+        t->seats = 1;
         poll_loop(t);
+    }
     grpc_server_destroy(t->server);
     grpc_completion_queue_destroy(t->queue);
     grpc_completion_queue_shutdown(t->stop_queue);
@@ -165,7 +213,10 @@ static void destroy_core(bw_grpc *t)
 static bw_status start_threads(bw_grpc *t, const bw_grpc_options *o, bw_error *err)
 {
     unsigned wanted = o->threads ? o->threads : default_threads();
-    while (t->thread_count < wanted && t->thread_count < BW_GRPC_THREADS) {
+    if (wanted > BW_GRPC_THREADS)
+        wanted = BW_GRPC_THREADS;
+    t->seats = wanted;
+    while (t->thread_count < 2 * wanted) {
         if (pthread_create(&t->threads[t->thread_count], NULL, poll_loop, t))
             return bw_fail(err, BW_NO_MEMORY, "cannot start a receiving thread");
         t->thread_count++;
@@ -173,8 +224,8 @@ static bw_status start_threads(bw_grpc *t, const bw_grpc_options *o, bw_error *e
     if (pthread_create(&t->watcher, NULL, watch_loop, t))
         return bw_fail(err, BW_NO_MEMORY, "cannot start the upload watch");
     t->watching = 1;
-    /* One standing request per thread: a generic one, so that unknown methods are answered too. */
-    for (unsigned i = 0; i < t->thread_count; i++) {
+    /* One standing request per receiving thread: a generic one, so that unknown methods are answered too. */
+    for (unsigned i = 0; i < wanted; i++) {
         if (bw_grpc_request_call(t))
             return bw_fail(err, BW_NO_MEMORY, "out of memory starting gRPC");
     }
@@ -201,6 +252,7 @@ bw_status bw_grpc_start(const bw_grpc_options *o, bw_grpc **transport, bw_error 
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&t->wake, &attr);
     pthread_cond_init(&t->none_left, &attr);
+    pthread_cond_init(&t->seat_free, NULL);
     pthread_condattr_destroy(&attr);
     t->service = o->service;
     t->max_message_bytes = o->max_message_bytes;

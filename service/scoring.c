@@ -410,6 +410,23 @@ static void on_cancel(bw_call *call)
     bw_scoring_fail(s, &err);
 }
 
+/* When nobody waits this thread does the work and another one receives meanwhile: 1, and the scoring has ended. */
+static int work_here(bw_scoring *s)
+{
+    bw_scheduler *scheduler = s->scorer->scheduler;
+    int place = bw_scheduler_enter(scheduler);
+    if (place < 0)
+        return 0;
+    int mine = bw_call_step_aside(s->call);
+    if (mine) {
+        if (s->pictures) /* the only work that is given up in the middle */
+            bw_call_watch_cancel(s->call, on_cancel);
+        work(&s->job);
+    }
+    bw_scheduler_leave(scheduler, place, mine);
+    return mine;
+}
+
 void bw_scoring_submit(bw_scoring *s)
 {
     bw_error err;
@@ -429,6 +446,8 @@ void bw_scoring_submit(bw_scoring *s)
         work(&s->job);
         return;
     }
+    if (work_here(s))
+        return;
     bw_call_watch_cancel(s->call, on_cancel);
     /* A worker may finish the scoring before submit returns: nothing of it is touched after success. */
     status = bw_scheduler_submit(s->scorer->scheduler, &s->job, &err);
