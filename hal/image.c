@@ -191,7 +191,8 @@ static bw_status check_submit(const bw_image *image, const void *in, const void 
     return BW_OK;
 }
 
-/* wait: stay until the queue has room or the deadline (0: none) has passed; then the run may also be done here and now. */
+/* wait: stay until the queue has room or the deadline (0: none) has passed; then the run may also be done here and now.
+ */
 static bw_status submit(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t *spent_ns, bool wait,
                         uint64_t deadline_ns, bw_fence **fence, bw_error *err)
 {

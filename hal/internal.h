@@ -5,9 +5,9 @@
  *
  * A device has two threads. The worker takes runs from the queue and calls the backend. The supervisor ends cancelled
  * runs that still wait in the queue, aborts a run that ignores its cancellation, and gives the device up when even that
- * does not help, so that no caller ever waits for a backend that does not come back. A caller of bw_image_run that finds
- * an idle device whose runs always end (abort_grace_ms UINT32_MAX) does the worker's part itself: waking a thread and
- * being woken by it costs up to 0.1 ms. The supervisor then looks after its deadline.
+ * does not help, so that no caller ever waits for a backend that does not come back. A caller of bw_image_run that
+ * finds an idle device whose runs always end (abort_grace_ms UINT32_MAX) does the worker's part itself: waking a thread
+ * and being woken by it costs up to 0.1 ms. The supervisor then looks after its deadline.
  *
  * The turn: backend calls of one device come from one thread at a time. Whoever calls the backend (the worker for a
  * run, a caller for load, release, reset) takes `turn` under the lock, calls without the lock, and gives it back.

@@ -8,6 +8,7 @@
 
 #include "hal/base.h"
 #include "host/session_layout.h"
+#include "host/session_source.h"
 
 void bw_lane_free(bw_session *s, bw_lane *lane)
 {
@@ -20,6 +21,7 @@ void bw_lane_free(bw_session *s, bw_lane *lane)
     }
     free(lane->stages);
     free(lane->values);
+    free(lane->sources);
     free(lane->borrowed);
     free(lane);
 }
@@ -32,9 +34,10 @@ static bw_status lane_new(bw_session *s, bw_lane **out, bw_error *err)
     if (lane) {
         lane->stages = calloc((size_t)p->stage_count, sizeof *lane->stages);
         lane->values = calloc((size_t)p->value_count, sizeof *lane->values);
+        lane->sources = calloc((size_t)p->value_count, sizeof *lane->sources);
         lane->borrowed = calloc((size_t)p->value_count, 1);
     }
-    if (!lane || !lane->stages || !lane->values || !lane->borrowed)
+    if (!lane || !lane->stages || !lane->values || !lane->sources || !lane->borrowed)
         status = bw_fail(err, BW_NO_MEMORY, "no memory for a run");
     for (int i = 0; i < p->stage_count && !status; i++) {
         if (p->stages[i].device)
@@ -66,6 +69,7 @@ static void drop_value(bw_lane *lane, int v)
     if (!lane->borrowed[v])
         bw_array_free(&lane->values[v]);
     memset(&lane->values[v], 0, sizeof lane->values[v]);
+    lane->sources[v].read = NULL;
     lane->borrowed[v] = 0;
 }
 
@@ -152,7 +156,7 @@ static bw_status check_inputs(const bw_session *s, const bw_lane *lane, int stag
                            bw_shape_text(t->rank, t->dims, wants, sizeof wants));
         *batch = a->dims[0];
         if (t->value < p->input_count)
-            continue; /* scanned on entry */
+            continue; /* scanned on entry, or to be scanned on the way */
         size_t count = (size_t)bw_array_count(a), bad = bw_first_not_finite(a->data, count);
         if (bad < count)
             return bw_fail(err, BW_NOT_FINITE, "'%s' before device stage %d: element %zu is %g", name, stage, bad,
@@ -161,17 +165,29 @@ static bw_status check_inputs(const bw_session *s, const bw_lane *lane, int stag
     return BW_OK;
 }
 
-static void gather(const bw_session *s, const bw_lane *lane, int stage, int64_t first, uint32_t images)
+static bw_status gather(const bw_session *s, const bw_lane *lane, int stage, int64_t first, uint32_t images,
+                        bw_error *err)
 {
     const bw_plan_stage *st = &s->plan.stages[stage];
     uint64_t in_bytes = bw_image_program(s->images[stage])->header->in_bytes;
     for (int i = 0; i < st->input_count; i++) {
         const bw_plan_tensor *t = &st->inputs[i];
-        const float *from = (const float *)lane->values[t->value].data + (size_t)first * t->channels * t->pixels;
-        for (uint32_t k = 0; k < images; k++, from += t->channels * t->pixels)
-            bw_to_channels_last(from, t->channels, t->pixels,
-                                (float *)(lane->stages[stage].in + k * in_bytes + t->offset));
+        const bw_source *source = &lane->sources[t->value];
+        size_t at = (size_t)first * t->channels * t->pixels;
+        const float *from = source->read ? NULL : (const float *)lane->values[t->value].data;
+        for (uint32_t k = 0; k < images; k++, at += t->channels * t->pixels) {
+            float *to = (float *)(lane->stages[stage].in + k * in_bytes + t->offset);
+            if (from) {
+                bw_to_channels_last(from + at, t->channels, t->pixels, to);
+                continue;
+            }
+            bw_status status =
+                bw_source_channels_last(source, &s->plan.inputs[t->value], at, t->channels, t->pixels, to, err);
+            if (status)
+                return status;
+        }
     }
+    return BW_OK;
 }
 
 static void scatter(const bw_session *s, bw_lane *lane, int stage, int64_t first, uint32_t images)
@@ -229,8 +245,8 @@ static bw_status run_images(bw_session *s, bw_lane *lane, int stage, uint32_t im
     if (profile && !spent)
         return bw_fail(err, BW_NO_MEMORY, "no memory for the times of %u instructions", profile->instruction_count);
     bw_run_times spans;
-    bw_status status = bw_image_run_timed(s->images[stage], l->in, l->out, images, deadline ? deadline - now : 0, spent,
-                                          &spans, err);
+    bw_status status =
+        bw_image_run_timed(s->images[stage], l->in, l->out, images, deadline ? deadline - now : 0, spent, &spans, err);
     int overdue = status == BW_TIMEOUT || (deadline && bw_now_ns() >= deadline);
     times->timing.device_queue += spans.queued_ns;
     times->timing.device_run += spans.running_ns;
@@ -268,7 +284,9 @@ static bw_status run_device(bw_session *s, bw_lane *lane, int stage, uint64_t de
         status = room_for(s, lane, stage, images, err);
         if (status)
             break;
-        gather(s, lane, stage, first, images);
+        status = gather(s, lane, stage, first, images, err);
+        if (status)
+            break;
         uint64_t gathered = bw_now_ns();
         status = run_images(s, lane, stage, images, deadline, times, err);
         uint64_t ran = bw_now_ns();

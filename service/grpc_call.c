@@ -257,7 +257,6 @@ static void call_finish(bw_call *call, bw_code code, const char *text, const bw_
                         const bw_meta *trailing, size_t trailing_count)
 {
     bw_grpc_call *c = of_base(call);
-    drop_payload(c);
     grpc_byte_buffer *last = chunks ? make_buffer(chunks, count) : NULL;
     pthread_mutex_lock(&c->mutex);
     c->finishing = 1;

@@ -37,9 +37,9 @@ struct bw_grpc {
     pthread_mutex_t mutex; /* guards what follows */
     pthread_cond_t wake, none_left, seat_free;
     int stopping;
-    unsigned seats;   /* of receiving threads, that are free */
-    unsigned standby; /* threads that wait for one */
-    int received_all; /* the queue has ended: nobody receives any more */
+    unsigned seats;      /* of receiving threads, that are free */
+    unsigned standby;    /* threads that wait for one */
+    int received_all;    /* the queue has ended: nobody receives any more */
     bw_grpc_call *calls; /* all that live */
     unsigned call_count;
     uint64_t last_arrival_ns;

@@ -216,7 +216,8 @@ static bw_status read_input(bw_scoring *s, const kserve_request *r, size_t index
     if (e->element == BW_ELEMENT_BYTES)
         return r->raw_count ? raw_pictures(s, &t, r->raw[index], err) : typed_pictures(s, &t, in->contents, err);
     bw_slice slice;
-    if (r->raw_count)
+    t.in_message = r->raw_count > 0;
+    if (t.in_message)
         t.values = r->raw[index];
     else
         locate_contents(in->contents, &t, &slice);

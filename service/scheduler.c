@@ -9,7 +9,8 @@
 
 typedef struct worker {
     pthread_t thread;
-    uint64_t started_ns; /* of the job in this place; 0: free. A guest may sit in it, and the thread in another one's. */
+    uint64_t
+        started_ns; /* of the job in this place; 0: free. A guest may sit in it, and the thread in another one's. */
 } worker;
 
 struct bw_scheduler {

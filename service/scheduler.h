@@ -30,8 +30,8 @@ void bw_scheduler_destroy(bw_scheduler *s);
 
 /* BW_EXHAUSTED: the queue is full. */
 bw_status bw_scheduler_submit(bw_scheduler *s, bw_job *job, bw_error *err);
-/* The number of a worker's place, in which the caller's thread does a job by itself until bw_scheduler_leave (worked 0: it
- * did not); -1: none is free, or others wait. */
+/* The number of a worker's place, in which the caller's thread does a job by itself until bw_scheduler_leave (worked 0:
+ * it did not); -1: none is free, or others wait. */
 int bw_scheduler_enter(bw_scheduler *s);
 void bw_scheduler_leave(bw_scheduler *s, int place, int worked);
 /* The same answer as submit's beforehand, to spare the work of preparing a job that would be refused. */

@@ -7,8 +7,9 @@
  *     static const bw_method methods[] = {{"/test.Echo/Say", echo, NULL}};
  *
  * Life of a call: the transport receives one message and calls the method's handler on one of its own threads (which
- * must not block there, unless it has stepped aside). The handler, or whoever it hands the call to, calls bw_call_finish exactly once, from any
- * thread. After that the call must not be touched, except by its own cancel callback.
+ * must not block there, unless it has stepped aside). The handler, or whoever it hands the call to, calls
+ * bw_call_finish exactly once, from any thread. After that the call must not be touched, except by its own cancel
+ * callback.
  */
 #ifndef BW_SERVICE_TRANSPORT_H
 #define BW_SERVICE_TRANSPORT_H
