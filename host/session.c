@@ -71,7 +71,7 @@ static int64_t find_fixed_batch(const bw_plan *p)
     return fixed > 0 ? fixed : 0;
 }
 
-/* Is the input read by one device stage alone, in an order that can be made piece by piece? */
+/* Is the input read by one stage alone? By a device only in an order that can be made piece by piece. */
 static int is_fetched(const bw_plan *p, int input)
 {
     int readers = 0, fits = 0;
@@ -81,8 +81,8 @@ static int is_fetched(const bw_plan *p, int input)
             if (st->inputs[i].value != input)
                 continue;
             readers++;
-            fits = st->device && p->values[input].last_use == k &&
-                   (st->inputs[i].channels <= BW_FETCH_CHANNELS || st->inputs[i].pixels == 1);
+            fits = p->values[input].last_use == k &&
+                   (!st->device || st->inputs[i].channels <= BW_FETCH_CHANNELS || st->inputs[i].pixels == 1);
         }
     }
     return readers == 1 && fits;
@@ -259,7 +259,7 @@ static bw_status deliver(bw_lane *lane, int v, const bw_io *io, const int *later
     return BW_OK;
 }
 
-/* An input, or where it comes from. What no device stage can fetch is fetched here. */
+/* An input, or where it comes from. What several stages read is fetched here. */
 static bw_status take_input(bw_session *s, bw_lane *lane, int i, const bw_array *input, const bw_source *source,
                             bw_error *err)
 {
@@ -274,7 +274,8 @@ static bw_status take_input(bw_session *s, bw_lane *lane, int i, const bw_array 
     }
     bw_status status = bw_array_alloc(&lane->values[i], input->dtype, input->rank, input->dims, err);
     lane->borrowed[i] = 0;
-    return status ? status : bw_source_fetch(source, &s->plan.inputs[i], &lane->values[i], err);
+    return status ? status
+                  : bw_source_fetch(source, &s->plan.inputs[i], (size_t)bw_array_count(input), lane->values[i].data, err);
 }
 
 static bw_status run_once(bw_session *s, const bw_array *inputs, const bw_source *sources, bw_array *outputs,
@@ -354,7 +355,8 @@ static bw_status fetch_and_run_pieces(bw_session *s, const bw_array *inputs, con
         if (sources[i].read) {
             status = bw_array_alloc(&arrays[i], inputs[i].dtype, inputs[i].rank, inputs[i].dims, err);
             if (!status)
-                status = bw_source_fetch(&sources[i], &s->plan.inputs[i], &arrays[i], err);
+                status = bw_source_fetch(&sources[i], &s->plan.inputs[i], (size_t)bw_array_count(&arrays[i]),
+                                         arrays[i].data, err);
         } else {
             arrays[i] = inputs[i];
             arrays[i].owned = 0;

@@ -95,18 +95,37 @@ static bw_status late(int stage, bw_error *err)
     return bw_fail(err, BW_TIMEOUT, "deadline exceeded in stage %d", stage);
 }
 
+static bw_status fetch_input(const bw_lane *lane, int value, bw_executor *executor, int index, bw_array *a,
+                             const bw_io *io, bw_error *err)
+{
+    size_t count = (size_t)bw_array_count(a);
+    a->bytes = count * sizeof(float);
+    a->data = bw_executor_input(executor, index, a->bytes, err);
+    if (!a->data)
+        return err && err->status ? err->status : BW_NO_MEMORY;
+    return bw_source_fetch(&lane->sources[value], io, count, a->data, err);
+}
+
 static bw_status run_cpu(bw_session *s, bw_lane *lane, int stage, uint64_t deadline, bw_error *err)
 {
     const bw_plan_stage *st = &s->plan.stages[stage];
+    bw_executor *executor = lane->stages[stage].executor;
     bw_array *arrays = calloc((size_t)(st->input_count + st->output_count) + 1, sizeof *arrays);
     if (!arrays)
         return bw_fail(err, BW_NO_MEMORY, "no memory for a run");
     bw_array *outputs = arrays + st->input_count;
     for (int i = 0; i < st->input_count; i++) {
-        arrays[i] = lane->values[st->inputs[i].value];
+        int v = st->inputs[i].value;
+        arrays[i] = lane->values[v];
         arrays[i].owned = 0;
+        bw_status status = lane->sources[v].read ? fetch_input(lane, v, executor, i, &arrays[i], &s->plan.inputs[v], err)
+                                                 : BW_OK;
+        if (status) {
+            free(arrays);
+            return status;
+        }
     }
-    bw_status status = bw_executor_run(lane->stages[stage].executor, arrays, outputs, deadline ? past : NULL,
+    bw_status status = bw_executor_run(executor, arrays, outputs, deadline ? past : NULL,
                                        deadline ? &deadline : NULL, err);
     for (int i = 0; i < st->output_count && !status; i++) {
         lane->values[st->outputs[i].value] = outputs[i];

@@ -36,9 +36,9 @@ static bw_status first_failure(const bw_source *source, const bw_io *io, size_t 
     return status ? status : bw_fail(err, BW_INTERNAL, "input '%s' changed while it was read", io->name);
 }
 
-bw_status bw_source_fetch(const bw_source *source, const bw_io *io, bw_array *to, bw_error *err)
+bw_status bw_source_fetch(const bw_source *source, const bw_io *io, size_t count, float *to, bw_error *err)
 {
-    return fetch(source, io, 0, (size_t)bw_array_count(to), to->data, err);
+    return fetch(source, io, 0, count, to, err);
 }
 
 bw_status bw_source_channels_last(const bw_source *source, const bw_io *io, size_t first, size_t channels,

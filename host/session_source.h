@@ -8,9 +8,9 @@
 /* At most so many channels are fetched side by side. */
 #define BW_FETCH_CHANNELS 4
 
-/* All values into an allocated fp32 array, in row-major order. BW_NOT_FINITE names the input and the first bad element;
+/* The first `count` values, in row-major order. BW_NOT_FINITE names the input and the first bad element;
  * else what the source returns. */
-bw_status bw_source_fetch(const bw_source *source, const bw_io *io, bw_array *to, bw_error *err);
+bw_status bw_source_fetch(const bw_source *source, const bw_io *io, size_t count, float *to, bw_error *err);
 /* One image, whose values begin with number `first`: [channels][pixels] becomes [pixels][channels]. channels 1 to
  * BW_FETCH_CHANNELS, or pixels 1. Errors as above. */
 bw_status bw_source_channels_last(const bw_source *source, const bw_io *io, size_t first, size_t channels,
