@@ -37,9 +37,13 @@ static uint64_t short_run_ns(uint64_t bytes)
 
 void bw_pace_note(bw_pace *pace, uint64_t ns, uint64_t bytes)
 {
-    /* Threads may overwrite each other's notes: each of them is an honest one. A long run counts in full at once:
-     * another one on the receiving thread would hold up all its connections. */
-    uint64_t old_ns = ns < short_run_ns(bytes) ? atomic_load_explicit(&pace->ns, memory_order_relaxed) : 0;
+    /* Threads may overwrite each other's notes: each of them is an honest one. A long run counts at once: another one on
+     * the receiving thread would hold up all its connections. But on a busy machine it was often an interruption, so
+     * half a dozen short ones make up for it, however long it was. */
+    uint64_t limit = short_run_ns(bytes);
+    if (ns > 2 * limit)
+        ns = 2 * limit;
+    uint64_t old_ns = ns < limit ? atomic_load_explicit(&pace->ns, memory_order_relaxed) : 0;
     uint64_t old_bytes = atomic_load_explicit(&pace->bytes, memory_order_relaxed);
     /* An interruption says little: no short run counts for more than twice what was to be expected. */
     double grown = bytes > old_bytes ? (double)bytes / (double)(old_bytes + 1) : 1;
