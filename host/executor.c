@@ -27,8 +27,9 @@ struct bw_executor {
     const bw_graph *g;
     step *steps;
     bw_tensor *tensors; /* per value */
-    bw_buffer **filled; /* per graph input: memory that the caller has filled for the next run; NULL: it lies with him */
-    bw_op_info *info;   /* room for one node's inputs and outputs */
+    bw_buffer *
+        *filled;      /* per graph input: memory that the caller has filled for the next run; NULL: it lies with him */
+    bw_op_info *info; /* room for one node's inputs and outputs */
     bw_tensor **in;
     bw_tensor *out;
     bw_buffer *pool;

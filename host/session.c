@@ -274,8 +274,9 @@ static bw_status take_input(bw_session *s, bw_lane *lane, int i, const bw_array 
     }
     bw_status status = bw_array_alloc(&lane->values[i], input->dtype, input->rank, input->dims, err);
     lane->borrowed[i] = 0;
-    return status ? status
-                  : bw_source_fetch(source, &s->plan.inputs[i], (size_t)bw_array_count(input), lane->values[i].data, err);
+    return status
+               ? status
+               : bw_source_fetch(source, &s->plan.inputs[i], (size_t)bw_array_count(input), lane->values[i].data, err);
 }
 
 static bw_status run_once(bw_session *s, const bw_array *inputs, const bw_source *sources, bw_array *outputs,

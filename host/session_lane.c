@@ -16,6 +16,7 @@ void bw_lane_free(bw_session *s, bw_lane *lane)
         return;
     for (int i = 0; lane->stages && i < s->plan.stage_count; i++) {
         bw_executor_destroy(lane->stages[i].executor);
+        free(lane->stages[i].arrays);
         free(lane->stages[i].in);
         free(lane->stages[i].out);
     }
@@ -24,6 +25,22 @@ void bw_lane_free(bw_session *s, bw_lane *lane)
     free(lane->sources);
     free(lane->borrowed);
     free(lane);
+}
+
+/* Of a CPU stage. */
+static bw_status stage_new(const bw_plan_stage *st, bw_lane_stage *l, bw_error *err)
+{
+    l->arrays = calloc((size_t)(st->input_count + st->output_count) + 1, sizeof *l->arrays);
+    uint8_t *all = malloc((size_t)st->graph->value_count + 1);
+    bw_status status = l->arrays && all ? bw_executor_create(st->graph, &l->executor, err)
+                                        : bw_fail(err, BW_NO_MEMORY, "no memory for a run");
+    if (!status) {
+        /* The observer only looks at the clock: no value is to be put in order for it. */
+        memset(all, 1, (size_t)st->graph->value_count);
+        status = bw_executor_observe_unordered(l->executor, all, err);
+    }
+    free(all);
+    return status;
 }
 
 static bw_status lane_new(bw_session *s, bw_lane **out, bw_error *err)
@@ -42,7 +59,7 @@ static bw_status lane_new(bw_session *s, bw_lane **out, bw_error *err)
     for (int i = 0; i < p->stage_count && !status; i++) {
         if (p->stages[i].device)
             continue;
-        status = bw_executor_create(p->stages[i].graph, &lane->stages[i].executor, err);
+        status = stage_new(&p->stages[i], &lane->stages[i], err);
         if (status)
             (void)bw_fail_context(err, status, "stage %d", i);
     }
@@ -110,28 +127,23 @@ static bw_status run_cpu(bw_session *s, bw_lane *lane, int stage, uint64_t deadl
 {
     const bw_plan_stage *st = &s->plan.stages[stage];
     bw_executor *executor = lane->stages[stage].executor;
-    bw_array *arrays = calloc((size_t)(st->input_count + st->output_count) + 1, sizeof *arrays);
-    if (!arrays)
-        return bw_fail(err, BW_NO_MEMORY, "no memory for a run");
-    bw_array *outputs = arrays + st->input_count;
+    bw_array *arrays = lane->stages[stage].arrays, *outputs = arrays + st->input_count;
+    memset(outputs, 0, (size_t)st->output_count * sizeof *outputs);
     for (int i = 0; i < st->input_count; i++) {
         int v = st->inputs[i].value;
         arrays[i] = lane->values[v];
         arrays[i].owned = 0;
-        bw_status status = lane->sources[v].read ? fetch_input(lane, v, executor, i, &arrays[i], &s->plan.inputs[v], err)
-                                                 : BW_OK;
-        if (status) {
-            free(arrays);
+        bw_status status =
+            lane->sources[v].read ? fetch_input(lane, v, executor, i, &arrays[i], &s->plan.inputs[v], err) : BW_OK;
+        if (status)
             return status;
-        }
     }
-    bw_status status = bw_executor_run(executor, arrays, outputs, deadline ? past : NULL,
-                                       deadline ? &deadline : NULL, err);
+    bw_status status =
+        bw_executor_run(executor, arrays, outputs, deadline ? past : NULL, deadline ? &deadline : NULL, err);
     for (int i = 0; i < st->output_count && !status; i++) {
         lane->values[st->outputs[i].value] = outputs[i];
         lane->borrowed[st->outputs[i].value] = !outputs[i].owned;
     }
-    free(arrays);
     if (status == BW_CANCELLED && deadline)
         return late(stage, err);
     return status ? bw_fail_context(err, status, "stage %d", stage) : BW_OK;

@@ -11,6 +11,7 @@
 
 typedef struct bw_lane_stage {
     bw_executor *executor;
+    bw_array *arrays;  /* its inputs and outputs, while it runs */
     uint8_t *in, *out; /* capacity images each */
     uint32_t capacity;
 } bw_lane_stage;

@@ -41,6 +41,8 @@ struct bw_grpc {
     unsigned standby;    /* threads that wait for one */
     int received_all;    /* the queue has ended: nobody receives any more */
     bw_grpc_call *calls; /* all that live */
+    bw_grpc_call *spare; /* that ended, for the next */
+    unsigned spare_count;
     unsigned call_count;
     uint64_t last_arrival_ns;
 };
@@ -49,6 +51,8 @@ typedef struct bw_grpc bw_grpc;
 
 /* Gives the calling thread's seat to one that stands by: 1; 0 if none does. */
 int bw_grpc_step_aside(bw_grpc *t);
+/* Frees the spare calls: nobody makes or ends one any more. */
+void bw_grpc_free_spare(bw_grpc *t);
 /* Keeps one request for the next call posted; non-zero: out of memory. */
 int bw_grpc_request_call(bw_grpc *t);
 /* Sets in_use[fd] for the connections that carry a call. t->mutex is held. */

@@ -186,6 +186,7 @@ static void free_transport(bw_grpc *t)
     pthread_cond_destroy(&t->seat_free);
     pthread_mutex_destroy(&t->mutex);
     bw_listener_close(t->listener);
+    bw_grpc_free_spare(t);
     free(t);
 }
 

@@ -37,8 +37,8 @@ static uint64_t short_run_ns(uint64_t bytes)
 
 void bw_pace_note(bw_pace *pace, uint64_t ns, uint64_t bytes)
 {
-    /* Threads may overwrite each other's notes: each of them is an honest one. A long run counts at once: another one on
-     * the receiving thread would hold up all its connections. But on a busy machine it was often an interruption, so
+    /* Threads may overwrite each other's notes: each of them is an honest one. A long run counts at once: another one
+     * on the receiving thread would hold up all its connections. But on a busy machine it was often an interruption, so
      * half a dozen short ones make up for it, however long it was. */
     uint64_t limit = short_run_ns(bytes);
     if (ns > 2 * limit)

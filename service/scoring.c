@@ -134,10 +134,10 @@ void bw_scoring_borrow_output(bw_scoring *s, int index, bw_writer *w)
 
 /* --- decoding --------------------------------------------------------------------------------------------------- */
 
-static bw_status check_deadline(const bw_scoring *s, uint64_t now, const char *when, bw_error *err)
+static bw_status check_deadline(const bw_scoring *s, const char *when, bw_error *err)
 {
-    uint64_t deadline = s->call->deadline_ns;
-    if (!deadline || now < deadline)
+    uint64_t deadline = s->call->deadline_ns, now = deadline ? bw_now_ns() : 0;
+    if (now <= deadline)
         return BW_OK;
     return bw_fail(err, BW_TIMEOUT, "the deadline passed %" PRIu64 " us ago, %s: nothing was run, allow more time",
                    (now - deadline) / 1000, when);
@@ -156,7 +156,7 @@ bw_scoring *bw_scoring_begin(bw_scorer *scorer, bw_call *call)
     atomic_fetch_add(&s->refs, 1); /* the call's */
     call->user = s;
     call->user_release = bw_scoring_release;
-    bw_status status = check_deadline(s, bw_now_ns(), "before the request was read", &err);
+    bw_status status = check_deadline(s, "before the request was read", &err);
     if (!status)
         status = bw_scheduler_has_room(scorer->scheduler, call->message_size, &err);
     if (status) {
@@ -340,7 +340,7 @@ bw_status bw_scoring_complete(const bw_scoring *s, bw_error *err)
 
 static bw_status alive(const bw_scoring *s, const char *when, bw_error *err)
 {
-    bw_status status = check_deadline(s, bw_now_ns(), when, err);
+    bw_status status = check_deadline(s, when, err);
     if (!status && bw_call_cancelled(s->call))
         status = bw_fail(err, BW_CANCELLED, "the client cancelled the request %s", when);
     return status;
@@ -397,8 +397,8 @@ static bw_status preprocess(bw_scoring *s, bw_error *err)
     return status;
 }
 
-/* The clock for the pace. Interruptions, common on a busy machine, do not make a run long; but a small one's are rare, and
- * asking for the thread's own time costs as much as some runs. */
+/* The clock for the pace. Interruptions, common on a busy machine, do not make a run long; but a small one's are rare,
+ * and asking for the thread's own time costs as much as some runs. */
 static uint64_t pace_ns(const bw_scoring *s)
 {
     struct timespec t;
@@ -411,7 +411,9 @@ static void work(bw_job *job)
 {
     bw_scoring *s = (bw_scoring *)job; /* its first member */
     bw_error err;
-    s->started_ns = bw_now_ns();
+    /* What is done at once needs no look at the clock. */
+    if (!s->started_ns)
+        s->started_ns = bw_now_ns();
     bw_status status = alive(s, "while it waited in the queue", &err);
     if (!status)
         status = preprocess(s, &err);
@@ -442,7 +444,7 @@ static void on_cancel(bw_call *call)
     if (!bw_scheduler_remove(s->scorer->scheduler, &s->job))
         return; /* a worker has it, and looks for itself */
     bw_error err;
-    if (!check_deadline(s, bw_now_ns(), "while it waited in the queue", &err))
+    if (!check_deadline(s, "while it waited in the queue", &err))
         bw_fail(&err, BW_CANCELLED, "the client cancelled the request while it waited in the queue");
     bw_scoring_fail(s, &err);
 }
@@ -482,6 +484,7 @@ void bw_scoring_submit(bw_scoring *s)
     }
     s->decoded_ns = bw_now_ns();
     if (!s->pictures && bw_pace_is_short(&s->model->pace, s->input_bytes)) {
+        s->started_ns = s->decoded_ns;
         work(&s->job);
         return;
     }
