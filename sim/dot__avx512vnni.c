@@ -189,7 +189,7 @@ static void widen(const uint8_t *codes, const int16_t *values, size_t blocks, si
  */
 
 /* The exponents of `count` blocks plus `bias`, as exponent fields; NULL: zeros. */
-INLINE void pack_scales(const int8_t *exps, size_t count, int bias, int32_t *scale)
+static void pack_scales(const int8_t *exps, size_t count, int bias, int32_t *scale)
 {
     for (size_t k = 0; k < count; k += 16) {
         const __mmask16 some = (__mmask16)(count - k >= 16 ? 0xFFFF : (1u << (count - k)) - 1);
@@ -248,6 +248,7 @@ const bw_dot_kernels bw_dot_avx512vnni = {
     .bytes = &bw_dot_bytes_avx512vnni,
     .bytes_2p = &bw_dot_bytes_2p_avx512vnni,
     .pack8 = pack8,
+    .scales8 = pack_scales,
     .wide = &bw_wide_avx512vnni,
     .dot16 = dot16,
     .pack16 = pack16,

@@ -204,17 +204,17 @@ static void *aligned(size_t bytes)
 
 static bw_status fill_engine(bw_fast *engine, const bw_fast_options *options, bw_error *err)
 {
-    unsigned threads = 0, pipes = 0;
+    unsigned threads = 0;
     bw_status status = choose_isa(options ? options->isa : BW_SIM_ISA_AUTO, &engine->isa, err);
     if (!status)
         status = choose_threads(options ? options->threads : 0, &threads, err);
     if (!status)
-        status = choose_pipes(options ? options->pipes : 0, &pipes, err);
+        status = choose_pipes(options ? options->pipes : 0, &engine->pipes, err);
     if (status)
         return status;
     engine->rows = isas[engine->isa].rows;
     engine->dots = isas[engine->isa].dots;
-    engine->bytes = pipes == 2 ? engine->dots->bytes_2p : engine->dots->bytes;
+    engine->bytes = engine->pipes == 2 ? engine->dots->bytes_2p : engine->dots->bytes;
 
     const uint32_t count = engine->program->header->instruction_count;
     engine->tables = calloc(1, sizeof *engine->tables);

@@ -241,8 +241,10 @@ extern const bw_byte_kernels bw_dot_bytes_avx512vnni, bw_dot_bytes_2p_avx512vnni
 typedef struct bw_dot_kernels {
     unsigned group;                          /* pixels per call of dot16 and the wide classes, <= BW_GROUP_MAX */
     const bw_byte_kernels *bytes, *bytes_2p; /* for CPUs with four and with two vector pipes; NULL: S8 is as S16 */
-    void (*pack8)(const bw_pack_args *args); /* NULL without bytes, as is map8 */
-    const struct bw_wide_kernels *wide;      /* F64 and I128 */
+    void (*pack8)(const bw_pack_args *args); /* NULL without bytes, as are scales8 and map8 */
+    /* The scales of a panel in place, of `count` blocks that lie one after the other. */
+    void (*scales8)(const int8_t *exps, size_t count, int bias, int32_t *scale);
+    const struct bw_wide_kernels *wide; /* F64 and I128 */
     void (*dot16)(const bw_dot_args *args);
     void (*pack16)(const bw_pack_args *args);
     void (*map8)(const int16_t *values, size_t count, uint8_t *codes); /* in place */
@@ -295,6 +297,16 @@ typedef struct bw_view {
     size_t image_stride; /* bytes from one image's region to the next */
 } bw_view;
 
+/* How an item of CONV holds the input under its pixels. */
+typedef enum bw_panel_kind {
+    /* A row of its own for each pixel, its window (im2col); if that is too long, a part of the reduction at a time. */
+    BW_PANEL_ROWS,
+    /* Rows of the input, packed once for all windows that meet in them: 3x3 kernels and the like. */
+    BW_PANEL_REGION,
+    /* 1x1 kernels on codes that can be multiplied as they are: only the scales are packed. */
+    BW_PANEL_IN_PLACE
+} bw_panel_kind;
+
 /* What is planned once for each instruction. */
 typedef struct bw_plan {
     const bw_instruction *ins;
@@ -318,11 +330,13 @@ typedef struct bw_plan {
     int taps_adjoin;       /* the blocks of tap kx + 1 follow those of tap kx in the input */
     size_t group_channels; /* outputs per group */
     size_t group_tiles;
-    size_t tile_bytes;  /* packed codes of one tile */
-    size_t chunk;       /* reduction blocks per kernel call */
-    size_t bunch;       /* tiles that are finished together */
-    size_t region_rows; /* output rows of an item that packs a region; 0: items are pixels with rows of their own */
-    size_t part;        /* such a row: reduction blocks that it holds at a time */
+    size_t tile_bytes; /* packed codes of one tile */
+    size_t chunk;      /* reduction blocks per kernel call */
+    size_t bunch;      /* tiles that are finished together */
+    bw_panel_kind panel;
+    size_t item_rows;   /* output rows of an item; 0 for BW_PANEL_ROWS, whose items are of pixels */
+    int one_line;       /* the pixels of item_rows are one line: a fixed step apart */
+    size_t part;        /* BW_PANEL_ROWS: reduction blocks of a row at a time */
     size_t most_pixels; /* of an item */
     size_t acc_stride;
     size_t row;        /* floats of an fp32 row in scratch; not CONV */
@@ -340,6 +354,7 @@ struct bw_fast {
     const bw_program *program;
     const uint8_t *constants;
     bw_sim_isa isa;
+    unsigned pipes; /* as in bw_fast_options, chosen */
     const bw_rows *rows;
     const bw_dot_kernels *dots;
     const bw_byte_kernels *bytes; /* of dots, or NULL */

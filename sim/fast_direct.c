@@ -16,7 +16,8 @@
 #define LEAST_PIXELS  8u           /* of a kernel call */
 #define ITEM_PIXELS   256u         /* most of an item, unless a row is longer */
 #define PANEL_BYTES   (48u << 10)  /* most packed codes of an item, unless those of a row take more */
-#define MOST_BLOCKS   40u          /* longer reductions are better off in chunks: fast_conv.c */
+#define MOST_BLOCKS   40u          /* longer reductions are better off in chunks: fast_conv.c; */
+#define MOST_BLOCKS_4 12u          /* with four vector pipes, whose balance the kernels there keep, even sooner */
 #define MOST_WEIGHTS  (512u << 10) /* bytes of a layer's codes */
 #define CACHED        (24u << 10)  /* weights and their sums that stay in the first cache */
 #define SERIAL_CYCLES 12000u       /* less work than this is not worth a second thread */
@@ -81,12 +82,13 @@ static size_t most_lines(const bw_plan *plan)
     return lines < 1 ? 1 : lines > ins->out0.height ? ins->out0.height : lines;
 }
 
-static int shape_fits(const bw_plan *plan)
+static int shape_fits(const bw_fast *engine, const bw_plan *plan)
 {
     const bw_instruction *ins = plan->ins;
     const size_t tiles = bw_conv_tiles(ins), blocks = bw_conv_blocks(ins);
     const size_t width = ins->out0.width, area = width * ins->out0.height;
-    if (ins->groups != 1 || blocks > MOST_BLOCKS || tiles * blocks * 256 > MOST_WEIGHTS)
+    const size_t most = engine->pipes == 2 ? MOST_BLOCKS : MOST_BLOCKS_4;
+    if (ins->groups != 1 || blocks > most || tiles * blocks * 256 > MOST_WEIGHTS)
         return 0;
     if (one_line(plan))
         return area >= LEAST_PIXELS;
@@ -102,7 +104,7 @@ static size_t panel_blocks(const bw_plan *plan, size_t lines)
 int bw_direct_plan(const bw_fast *engine, bw_plan *plan)
 {
     const bw_instruction *ins = plan->ins;
-    if (!engine->rows->direct || !engine->bytes || !formats_fit(plan) || !shape_fits(plan))
+    if (!engine->rows->direct || !engine->bytes || !formats_fit(plan) || !shape_fits(engine, plan))
         return 0;
     const size_t tiles = bw_conv_tiles(ins), blocks = bw_conv_blocks(ins), codes = tiles * blocks * 256;
     const size_t sums = tiles * blocks * bw_dot_sums(plan->is_signed) * sizeof(int32_t);
@@ -120,8 +122,8 @@ int bw_direct_plan(const bw_fast *engine, bw_plan *plan)
     engine->bytes->sum(plan->direct_weights, plan->weight_exps, tiles * blocks, 16, plan->is_signed, plan->direct_sums);
     plan->group_blocks = divide_up(ins->in.channels, 16);
     plan->reduction = blocks;
-    plan->region_rows = most_lines(plan);
-    const size_t panel = panel_blocks(plan, plan->region_rows);
+    plan->item_rows = most_lines(plan);
+    const size_t panel = panel_blocks(plan, plan->item_rows);
     plan->scratch = bw_round_up(panel * 16 + BW_PANEL_SLACK, 64) + panel * sizeof(int32_t) + BW_PANEL_SLACK;
     return 1;
 }
@@ -213,7 +215,7 @@ static void run_item(void *context, size_t item, unsigned thread)
     const size_t width = ins->out0.width, kb = plan->group_blocks;
     panel at = {.codes = bw_fast_scratch(j->engine, thread)};
     at.scale =
-        (int32_t *)(void *)(at.codes + bw_round_up(panel_blocks(plan, plan->region_rows) * 16 + BW_PANEL_SLACK, 64));
+        (int32_t *)(void *)(at.codes + bw_round_up(panel_blocks(plan, plan->item_rows) * 16 + BW_PANEL_SLACK, 64));
     const int lies = in_place(plan);
     pack_panel(j, image, line, lines, (panel){lies ? NULL : at.codes, at.scale});
 
@@ -250,7 +252,7 @@ void bw_direct_run(bw_fast *engine, const bw_plan *plan, uint32_t batch)
     const bw_tensor *out = &plan->ins->out0;
     const size_t threads = bw_pool_threads(engine->pool), width = out->width;
     job j = {.engine = engine, .plan = plan};
-    j.parts = divide_up(out->height, plan->region_rows);
+    j.parts = divide_up(out->height, plan->item_rows);
     const size_t cycles = (size_t)batch * out->height * width * bw_conv_tiles(plan->ins) * (3 * plan->reduction + 8);
     if (threads > 1 && cycles >= SERIAL_CYCLES && batch * j.parts < threads * 2) {
         const size_t most = one_line(plan) ? width * out->height / LEAST_PIXELS : out->height;

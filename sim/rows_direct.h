@@ -115,7 +115,9 @@ INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, si
                 s[i][k] += read_vector(&to->b, b, g->n - from);
             }
     }
-    if (g->activation->kind != BW_ACT_NONE) {
+    /* Blocks alone take a ReLU in their stride. */
+    const int relu = g->activation->kind == BW_ACT_RELU && !half;
+    if (g->activation->kind != BW_ACT_NONE && !relu) {
         const int clip = g->activation->kind == BW_ACT_CLIP;
         const vf lo = v_set(clip ? g->activation->lo : 0.0f), hi = v_set(g->activation->hi);
 #pragma GCC unroll 8
@@ -152,7 +154,10 @@ INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, si
             int8_t four[4];
             const vf y[4] = {s[i][0], T == 2 ? s[i][T - 1] : s[i + 1][0], T == 2 ? s[i + 1][0] : s[i + 2][0],
                              T == 2 ? s[i + 1][T - 1] : s[i + 3][0]};
-            write_int(&to->block, 16, 4, y, (spot){buffer, four});
+            if (relu)
+                write_int(&to->block, 16, 4, 1, y, (spot){buffer, four});
+            else
+                write_int(&to->block, 16, 4, 0, y, (spot){buffer, four});
 #pragma GCC unroll 4
             for (int k = 0; k < 4 / T; k++, codes += to->block.code_pixel, exps += to->block.exp_pixel) {
                 memcpy(codes, buffer + 16 * T * k, 16 * (size_t)T);

@@ -68,12 +68,12 @@ static void patch(const bw_patch *g)
                 continue;
             held = 0;
             if (dense) {
-                write_int(&out, 16, 4, y, to[0]);
+                write_int(&out, 16, 4, 0, y, to[0]);
                 continue;
             }
             uint8_t codes[64];
             int8_t exps[4];
-            write_int(&out, 16, 4, y, (spot){codes, exps});
+            write_int(&out, 16, 4, 0, y, (spot){codes, exps});
             for (int i = 0; i < 4; i++) {
                 memcpy(to[i].codes, codes + 16 * i, 16);
                 to[i].exps[0] = exps[i];
