@@ -7,6 +7,7 @@
 #ifndef BW_TESTS_STUB_BACKEND_H
 #define BW_TESTS_STUB_BACKEND_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "hal/backend.h"
@@ -27,10 +28,13 @@ typedef struct stub_state {
     atomic_int opens, closes, loads, releases, runs, resets, aborts, bitstreams, wedged;
     atomic_ullong memory_bytes; /* 0: not limited */
     atomic_uint formats;
+    pthread_t runner; /* the thread of the last run */
 } stub_state;
 
 extern stub_state stub;
 extern const bw_backend stub_backend;
+/* The same, "sure:ANY", whose runs always end (so STUB_WEDGE is not for it). */
+extern const bw_backend sure_backend;
 
 #define STUB_PART      "stub-part"
 #define STUB_INTERFACE "00112233-4455-6677-8899-aabbccddeeff"
