@@ -70,10 +70,84 @@ static void transpose(const float *in, size_t rows, size_t columns, float *out)
     }
 }
 
+#if defined(__x86_64__)
+/* The same loops for wide registers, where there are some: pictures arrive as fast as memory gives them. */
+#define BW_WIDE __attribute__((target("avx512f")))
+
+typedef float sixteen __attribute__((vector_size(64)));
+typedef int32_t sixteen_bits __attribute__((vector_size(64)));
+
+static int is_wide(void)
+{
+    return __builtin_cpu_supports("avx512f") != 0;
+}
+
+/* Returns how many pixels it has done: whole sixteens. */
+BW_WIDE static size_t interleave_3_wide(const float *in, size_t pixels, float *out)
+{
+    size_t i = 0;
+    for (; pixels - i >= 16; i += 16, out += 48) {
+        sixteen a, b, c;
+        memcpy(&a, in + i, sizeof a);
+        memcpy(&b, in + pixels + i, sizeof b);
+        memcpy(&c, in + 2 * pixels + i, sizeof c);
+        /* First a and b at their places, then c between them. */
+        sixteen x = __builtin_shufflevector(a, b, 0, 16, 0, 1, 17, 0, 2, 18, 0, 3, 19, 0, 4, 20, 0, 5);
+        sixteen y = __builtin_shufflevector(a, b, 21, 0, 6, 22, 0, 7, 23, 0, 8, 24, 0, 9, 25, 0, 10, 26);
+        sixteen z = __builtin_shufflevector(a, b, 0, 11, 27, 0, 12, 28, 0, 13, 29, 0, 14, 30, 0, 15, 31, 0);
+        x = __builtin_shufflevector(x, c, 0, 1, 16, 3, 4, 17, 6, 7, 18, 9, 10, 19, 12, 13, 20, 15);
+        y = __builtin_shufflevector(y, c, 0, 21, 2, 3, 22, 5, 6, 23, 8, 9, 24, 11, 12, 25, 14, 15);
+        z = __builtin_shufflevector(z, c, 26, 1, 2, 27, 4, 5, 28, 7, 8, 29, 10, 11, 30, 13, 14, 31);
+        memcpy(out, &x, sizeof x);
+        memcpy(out + 16, &y, sizeof y);
+        memcpy(out + 32, &z, sizeof z);
+    }
+    return i;
+}
+
+/* How many are finite at the beginning, in whole pieces of 64. */
+BW_WIDE static size_t finite_wide(const float *x, size_t n)
+{
+    const sixteen_bits exponent = (sixteen_bits){0} + 0x7f800000;
+    size_t i = 0;
+    for (; n - i >= 64; i += 64) {
+        sixteen_bits v[4];
+        memcpy(v, x + i, sizeof v);
+        sixteen_bits bad = ((v[0] & exponent) == exponent) | ((v[1] & exponent) == exponent) |
+                           ((v[2] & exponent) == exponent) | ((v[3] & exponent) == exponent);
+        int32_t lanes[16], any = 0;
+        memcpy(lanes, &bad, sizeof lanes);
+        for (int k = 0; k < 16; k++)
+            any |= lanes[k];
+        if (any)
+            break;
+    }
+    return i;
+}
+#else
+static int is_wide(void)
+{
+    return 0;
+}
+
+static size_t interleave_3_wide(const float *in, size_t pixels, float *out)
+{
+    (void)in, (void)pixels, (void)out;
+    return 0;
+}
+
+static size_t finite_wide(const float *x, size_t n)
+{
+    (void)x, (void)n;
+    return 0;
+}
+#endif
+
 /* Colour pictures, which tiles do not fit: four pixels at a time. */
 static void interleave_3(const float *in, size_t pixels, float *out)
 {
-    size_t i = 0;
+    size_t i = is_wide() ? interleave_3_wide(in, pixels, out) : 0;
+    out += 3 * i;
     for (; pixels - i >= 4; i += 4, out += 12) {
         four a, b, c;
         memcpy(&a, in + i, sizeof a);
@@ -115,7 +189,7 @@ static int not_finite(float x)
 
 size_t bw_first_not_finite(const float *x, size_t n)
 {
-    size_t i = 0;
+    size_t i = is_wide() ? finite_wide(x, n) : 0;
     for (; n - i >= 64; i += 64) {
         int bad = 0;
         for (size_t k = 0; k < 64; k++)
