@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * CONV: blocks of integers, multiplied and summed exactly, scaled exactly, added to the accumulator with one rounding.
+ *
+ * bw_conv takes all formats whose codes fit 16 bits and whose block sums fit 2^24. A work-group computes `pixels` x
+ * `lanes` outputs. The reduction goes in chunks: the input under the tile's windows is brought to an on-chip panel, as
+ * 16-bit integers, zeros outside the input; then each work-item multiplies 8 pixels of the panel by 16 lanes of weights.
+ * Weights lie as pairs of neighbouring channels [tile][r][i / 2][lane][i % 2], what a 2-way dot product takes.
+ */
+
+#define EACH(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+
+inline int8 dot2(short16 a, short16 w, int8 sum)
+{
+    return sum + convert_int8(a.even) * convert_int8(w.even) + convert_int8(a.odd) * convert_int8(w.odd);
+}
+
+__kernel __attribute__((reqd_work_group_size(BW_CL_CONV_ITEMS, 1, 1))) void bw_conv(ARGUMENTS)
+{
+    TILE_MEMORY;
+    __local short panel[BW_CL_PANEL];
+    __local int scale[BW_CL_PANEL / 16];
+    __local int tap_y[BW_CL_PANEL / 256], tap_x[BW_CL_PANEL / 256];
+    __local uint tap_u[BW_CL_PANEL / 256];
+    __global const bw_cl_op *op = ops + index;
+    __global const bw_cl_tensor *t = &op->in;
+    const uint item = get_local_id(0), pixels = op->pixels, lanes = op->lanes, chunk = op->chunk;
+    const uint block_shift = t->block_shift, block = 1u << block_shift, row = chunk << block_shift;
+    const uint reduction = op->reduction, tiles = op->group_tiles, each = lanes / 16;
+    const uint group = (uint)get_group_id(1) / ((tiles + each - 1) / each);
+    const uint first_lanes = (uint)get_group_id(1) % ((tiles + each - 1) / each) * each;
+    /* This item's pixels and lanes. */
+    const uint mine = item % (pixels / BW_CL_CONV_PIXELS) * BW_CL_CONV_PIXELS;
+    const uint lane_tile = first_lanes + item / (pixels / BW_CL_CONV_PIXELS);
+    const uint tile_number = group * tiles + lane_tile;
+    float16 acc[BW_CL_CONV_PIXELS];
+
+    find_places(op, images, first_tile + (uint)get_group_id(0), place);
+    TILE_BARRIER;
+    const int active = lane_tile < tiles && place[0][mine] >= 0;
+    float16 start = 0.0f;
+    if (active && op->flags & BW_CL_BIAS)
+        start = vload16(tile_number, (__global const float *)(tables + op->bias));
+#define START(p) acc[p] = start;
+    EACH(START)
+
+    for (uint r0 = 0; r0 < reduction; r0 += chunk) {
+        const uint n = min(chunk, reduction - r0);
+        TILE_BARRIER;
+        for (uint r = item; r < n; r += BW_CL_CONV_ITEMS) {
+            const uint number = (r0 + r) / op->group_blocks;
+            tap_y[r] = (int)(number / op->kernel_x * op->dilation_y) + op->origin_y;
+            tap_x[r] = (int)(number % op->kernel_x * op->dilation_x) + op->origin_x;
+            tap_u[r] = (r0 + r) % op->group_blocks + group * op->group_blocks;
+        }
+        TILE_BARRIER;
+        for (uint p = item; p < pixels; p += BW_CL_CONV_ITEMS) {
+            const int image = place[0][p];
+            const uint y = (uint)place[1][p] * op->stride_y, x = (uint)place[2][p] * op->stride_x;
+            __global const uchar *base = act + (uint)max(image, 0) * op->act_bytes;
+            for (uint r = 0; r < n; r++) {
+                const uint iy = y + (uint)tap_y[r], ix = x + (uint)tap_x[r];
+                __local short *to = panel + p * row + (r << block_shift);
+                if (image >= 0 && iy < t->height && ix < t->width) {
+                    const ulong unit = first_unit(t, iy, ix) + tap_u[r];
+                    const ulong at = (unit << block_shift) << (t->code.kind == BW_CL_INT16);
+                    for (uint i = 0; i < block; i += 16)
+                        vstore16(small_values(&t->code, load_codes(&t->code, base + t->codes + at +
+                                                                                 (i << (t->code.kind == BW_CL_INT16)))),
+                                 0, to + i);
+                    scale[p * chunk + r] = *(__global const char *)(base + t->exps + unit) + 127;
+                } else {
+                    for (uint i = 0; i < block; i += 16)
+                        vstore16((short16)(0), 0, to + i);
+                    scale[p * chunk + r] = 127;
+                }
+            }
+        }
+        TILE_BARRIER;
+        if (active) {
+            __global const short *w = weights + ((((ulong)tile_number * reduction + r0) * 16) << block_shift);
+            __global const char *we = (__global const char *)(tables + op->exps) +
+                                      ((ulong)tile_number * reduction + r0) * 16;
+            __local const short *a = panel + mine * row;
+            __local const int *ea = scale + mine * chunk;
+#define TAKE(p) float16 s##p = acc[p];
+            EACH(TAKE)
+            for (uint r = 0; r < n; r++, we += 16) {
+#define ZERO(p) int8 l##p = 0, h##p = 0;
+                EACH(ZERO)
+                for (uint i = 0; i < block; i += 2, w += 32, a += 2) {
+                    const short16 wl = vload16(0, w), wh = vload16(1, w);
+#define MULTIPLY(p)                                                                                                    \
+    {                                                                                                                  \
+        const short16 x = as_short16((int8)(*(__local const int *)(a + p * row)));                                     \
+        l##p = dot2(x, wl, l##p);                                                                                      \
+        h##p = dot2(x, wh, h##p);                                                                                      \
+    }
+                    EACH(MULTIPLY)
+                }
+                const int16 ew = convert_int16(vload16(0, we));
+#define ADD(p)                                                                                                         \
+    {                                                                                                                  \
+        const float16 d = convert_float16((int16)(l##p, h##p)) * as_float16((ew + ea[p * chunk + r]) << 23);           \
+        s##p = s##p + d;                                                                                               \
+    }
+                EACH(ADD)
+            }
+#define GIVE(p) acc[p] = s##p;
+            EACH(GIVE)
+        }
+    }
+
+    const uint first = first_lanes * 16, limit = op->group_channels, c = group * limit + lane_tile * 16;
+    if (active) {
+        for (uint p = 0; p < BW_CL_CONV_PIXELS; p++) {
+            const int image = place[0][mine + p];
+            if (image < 0)
+                continue;
+            const uint y = (uint)place[1][mine + p], x = (uint)place[2][mine + p];
+            if (op->flags & BW_CL_TO_RAW) {
+                __global float *to = raw + image * (op->raw_bytes / 4) + (y * op->out0.width + x) * op->out0.channels + c;
+                float some[16];
+                vstore16(acc[p], 0, some);
+                for (uint i = 0; i < min(16u, limit - lane_tile * 16); i++)
+                    to[i] = some[i];
+            } else {
+                vstore16(end_of_chain(op, act, as_uint16(acc[p]), (uint)image, y, x, c), 0,
+                         tile + (mine + p) * lanes + (lane_tile - first_lanes) * 16);
+            }
+        }
+    } else if (lane_tile >= tiles) { /* padding of blocks */
+        for (uint p = 0; p < BW_CL_CONV_PIXELS; p++)
+            vstore16((uint16)(0), 0, tile + (mine + p) * lanes + (lane_tile - first_lanes) * 16);
+    }
+    if (op->flags & BW_CL_TO_RAW)
+        return;
+    TILE_BARRIER;
+    write_tile(op, act, out, tile, place, group * limit + first, group * limit + limit);
+}
+
+/*
+ * The formats whose integers do not fit: sums of up to 2^69, exact in two words, rounded once. One output for each
+ * work-item, to RAW. Weights are codes in the same order as above.
+ */
+inline float round_sum(long high, long low)
+{
+    /* high * 2^32 + low, |low| < 2^38 */
+    high += low >> 32;
+    low &= 0xFFFFFFFF;
+    const int negative = high < 0;
+    if (negative) {
+        high = -high - (low != 0);
+        low = -low & 0xFFFFFFFF;
+    }
+    /* The highest 62 bits or so, the rest as one bit below: it cannot change what is nearest. */
+    int e = 0;
+    ulong m = (ulong)low;
+    if (high) {
+        const int keep = min((int)clz((ulong)high) - 1, 32); /* high < 2^40: at least 22 */
+        e = 32 - keep;
+        m = (ulong)high << keep | (ulong)low >> e | ((ulong)low & ((1ul << e) - 1) ? 1 : 0);
+    }
+    /* 24 bits, to nearest, ties to even */
+    const int drop = 40 - (int)clz(m);
+    if (drop > 0) {
+        const ulong rest = m & ((1ul << drop) - 1), tie = 1ul << (drop - 1);
+        m >>= drop;
+        m += rest > tie || (rest == tie && (m & 1));
+        e += drop;
+    }
+    const float t = (float)(uint)m * pow2(e);
+    return negative ? -t : t;
+}
+
+__kernel __attribute__((reqd_work_group_size(BW_CL_CONV_ITEMS, 1, 1))) void bw_conv_wide(ARGUMENTS)
+{
+    __global const bw_cl_op *op = ops + index;
+    __global const bw_cl_tensor *t = &op->in;
+    const uint lane = get_local_id(0), tile_number = get_group_id(1);
+    const uint pixel = first_tile + (uint)get_group_id(0);
+    const uint image = pixel / op->out_pixels, y = pixel % op->out_pixels / op->out0.width;
+    const uint x = pixel % op->out_pixels % op->out0.width;
+    const uint group = tile_number / op->group_tiles, in_group = tile_number % op->group_tiles * 16 + lane;
+    if (image >= images || in_group >= op->group_channels)
+        return;
+    __global const uchar *base = act + image * op->act_bytes;
+    const uint block = 1u << t->block_shift, reduction = op->reduction;
+    const int wide_in = t->code.kind == BW_CL_INT16;
+    float acc = 0.0f;
+    if (op->flags & BW_CL_BIAS)
+        acc = ((__global const float *)(tables + op->bias))[tile_number * 16 + lane];
+    ulong r = (ulong)tile_number * reduction;
+    for (uint ky = 0; ky < op->kernel_y; ky++) {
+        const uint iy = y * op->stride_y + (uint)op->origin_y + ky * op->dilation_y;
+        for (uint kx = 0; kx < op->kernel_x; kx++) {
+            const uint ix = x * op->stride_x + (uint)op->origin_x + kx * op->dilation_x;
+            if (iy >= t->height || ix >= t->width) {
+                r += op->group_blocks;
+                continue;
+            }
+            for (uint kb = 0; kb < op->group_blocks; kb++, r++) {
+                const ulong unit = first_unit(t, iy, ix) + group * op->group_blocks + kb;
+                __global const uchar *a = base + t->codes + ((unit << t->block_shift) << wide_in);
+                __global const short *w = weights + (((r * 16) << t->block_shift) + lane * 2);
+                long high = 0, low = 0;
+                for (uint i = 0; i < block; i++) {
+                    const int code = wide_in ? ((__global const short *)a)[i] : ((__global const char *)a)[i];
+                    const long va = code_value(&t->code, code);
+                    const long vw = code_value(&op->weight, w[i / 2 * 32 + i % 2]);
+                    const ulong product = abs(va) * abs(vw); /* < 2^64 */
+                    const long l = (long)(product & 0xFFFFFFFF), h = (long)(product >> 32);
+                    const int minus = (va < 0) != (vw < 0);
+                    low += minus ? -l : l;
+                    high += minus ? -h : h;
+                }
+                const int e = *(__global const char *)(base + t->exps + unit) +
+                              ((__global const char *)(tables + op->exps))[r * 16 + lane];
+                const float d = round_sum(high, low) * pow2(e);
+                acc = acc + d;
+            }
+        }
+    }
+    raw[image * (op->raw_bytes / 4) + (y * op->out0.width + x) * op->out0.channels + group * op->group_channels +
+        in_group] = acc;
+}
