@@ -3,22 +3,27 @@
  * CONV: blocks of integers, multiplied and summed exactly, scaled exactly, added to the accumulator with one rounding.
  *
  * bw_conv takes all formats whose codes fit 16 bits and whose block sums fit 2^24. A work-group computes `pixels` x
- * `lanes` outputs. The reduction goes in chunks: the input under the tile's windows is brought to an on-chip panel, as
- * 16-bit integers, zeros outside the input; then each work-item multiplies 8 pixels of the panel by 16 lanes of weights.
- * Weights lie as pairs of neighbouring channels [tile][r][i / 2][lane][i % 2], what a 2-way dot product takes.
+ * `lanes` outputs. The reduction goes in chunks: the input under the tile's windows is brought to an on-chip panel,
+ * decoded to integers, zeros outside the input; then each work-item multiplies 8 pixels of the panel by 16 lanes of
+ * weights, [tile][r][i][lane], 16 bits each.
+ *
+ * The integers are held in fp32: every product and every sum of products is an integer below 2^24, which fp32 holds
+ * exactly, so that it does not matter in which order they are added, nor whether a multiplication and an addition are
+ * fused. Fp32 multipliers are what most devices have most of.
  */
 
-#define EACH(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+#ifdef FP_FAST_FMAF
+#define MULTIPLY_ADD(a, b, c) fma(a, b, c)
+#else
+#define MULTIPLY_ADD(a, b, c) ((c) + (a) * (b))
+#endif
 
-inline int8 dot2(short16 a, short16 w, int8 sum)
-{
-    return sum + convert_int8(a.even) * convert_int8(w.even) + convert_int8(a.odd) * convert_int8(w.odd);
-}
+#define EACH(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
 
 __kernel __attribute__((reqd_work_group_size(BW_CL_CONV_ITEMS, 1, 1))) void bw_conv(ARGUMENTS)
 {
     TILE_MEMORY;
-    __local short panel[BW_CL_PANEL];
+    __local float panel[BW_CL_PANEL];
     __local int scale[BW_CL_PANEL / 16];
     __local int tap_y[BW_CL_PANEL / 256], tap_x[BW_CL_PANEL / 256];
     __local uint tap_u[BW_CL_PANEL / 256];
@@ -60,7 +65,7 @@ __kernel __attribute__((reqd_work_group_size(BW_CL_CONV_ITEMS, 1, 1))) void bw_c
             __global const uchar *base = act + (uint)max(image, 0) * op->act_bytes;
             for (uint r = 0; r < n; r++) {
                 const uint iy = y + (uint)tap_y[r], ix = x + (uint)tap_x[r];
-                __local short *to = panel + p * row + (r << block_shift);
+                __local float *to = panel + p * row + (r << block_shift);
                 if (image >= 0 && iy < t->height && ix < t->width) {
                     const ulong unit = first_unit(t, iy, ix) + tap_u[r];
                     const ulong at = (unit << block_shift) << (t->code.kind == BW_CL_INT16);
@@ -71,7 +76,7 @@ __kernel __attribute__((reqd_work_group_size(BW_CL_CONV_ITEMS, 1, 1))) void bw_c
                     scale[p * chunk + r] = *(__global const char *)(base + t->exps + unit) + 127;
                 } else {
                     for (uint i = 0; i < block; i += 16)
-                        vstore16((short16)(0), 0, to + i);
+                        vstore16((float16)(0.0f), 0, to + i);
                     scale[p * chunk + r] = 127;
                 }
             }
@@ -81,28 +86,23 @@ __kernel __attribute__((reqd_work_group_size(BW_CL_CONV_ITEMS, 1, 1))) void bw_c
             __global const short *w = weights + ((((ulong)tile_number * reduction + r0) * 16) << block_shift);
             __global const char *we = (__global const char *)(tables + op->exps) +
                                       ((ulong)tile_number * reduction + r0) * 16;
-            __local const short *a = panel + mine * row;
+            __local const float *a = panel + mine * row;
             __local const int *ea = scale + mine * chunk;
 #define TAKE(p) float16 s##p = acc[p];
             EACH(TAKE)
             for (uint r = 0; r < n; r++, we += 16) {
-#define ZERO(p) int8 l##p = 0, h##p = 0;
+#define ZERO(p) float16 d##p = 0.0f;
                 EACH(ZERO)
-                for (uint i = 0; i < block; i += 2, w += 32, a += 2) {
-                    const short16 wl = vload16(0, w), wh = vload16(1, w);
-#define MULTIPLY(p)                                                                                                    \
-    {                                                                                                                  \
-        const short16 x = as_short16((int8)(*(__local const int *)(a + p * row)));                                     \
-        l##p = dot2(x, wl, l##p);                                                                                      \
-        h##p = dot2(x, wh, h##p);                                                                                      \
-    }
+                for (uint i = 0; i < block; i++, w += 16, a++) {
+                    const float16 v = convert_float16(vload16(0, w));
+#define MULTIPLY(p) d##p = MULTIPLY_ADD((float16)(a[p * row]), v, d##p);
                     EACH(MULTIPLY)
                 }
                 const int16 ew = convert_int16(vload16(0, we));
 #define ADD(p)                                                                                                         \
     {                                                                                                                  \
-        const float16 d = convert_float16((int16)(l##p, h##p)) * as_float16((ew + ea[p * chunk + r]) << 23);           \
-        s##p = s##p + d;                                                                                               \
+        const float16 scaled = d##p * as_float16((ew + ea[p * chunk + r]) << 23);                                      \
+        s##p = s##p + scaled;                                                                                          \
     }
                 EACH(ADD)
             }
@@ -202,12 +202,12 @@ __kernel __attribute__((reqd_work_group_size(BW_CL_CONV_ITEMS, 1, 1))) void bw_c
             for (uint kb = 0; kb < op->group_blocks; kb++, r++) {
                 const ulong unit = first_unit(t, iy, ix) + group * op->group_blocks + kb;
                 __global const uchar *a = base + t->codes + ((unit << t->block_shift) << wide_in);
-                __global const short *w = weights + (((r * 16) << t->block_shift) + lane * 2);
+                __global const short *w = weights + (((r * 16) << t->block_shift) + lane);
                 long high = 0, low = 0;
                 for (uint i = 0; i < block; i++) {
                     const int code = wide_in ? ((__global const short *)a)[i] : ((__global const char *)a)[i];
                     const long va = code_value(&t->code, code);
-                    const long vw = code_value(&op->weight, w[i / 2 * 32 + i % 2]);
+                    const long vw = code_value(&op->weight, w[i * 16]);
                     const ulong product = abs(va) * abs(vw); /* < 2^64 */
                     const long l = (long)(product & 0xFFFFFFFF), h = (long)(product >> 32);
                     const int minus = (va < 0) != (vw < 0);

@@ -56,13 +56,13 @@ inline int16 element_significand(__global const bw_cl_code *f, int16 code, int16
 }
 
 /* The integers of codes, |value| < 2^15 (not e4m3 and e5m2). */
-inline short16 small_values(__global const bw_cl_code *f, short16 code)
+inline float16 small_values(__global const bw_cl_code *f, short16 code)
 {
     if (f->kind != BW_CL_TABLE)
-        return code;
+        return convert_float16(code);
     int16 shift;
     const int16 sig = element_significand(f, convert_int16(code), &shift);
-    return convert_short16(sig << shift);
+    return convert_float16(sig << shift);
 }
 
 /* The integer of one code, any format: |value| < 2^32. */

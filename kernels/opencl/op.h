@@ -31,7 +31,8 @@ typedef uint64_t bw_cl_u64;
 #define BW_CL_VECTOR_ITEMS 32
 /* CONV: pixels that a work-item computes, each in 16 channels. */
 #define BW_CL_CONV_PIXELS 8
-/* On-chip buffers of a group: results (fp32) of a tile, at most so many pixels of it, and codes of the input panel. */
+/* On-chip buffers of a group: results (fp32) of a tile, at most so many pixels of it, and integers (in fp32) of the
+ * input panel. */
 #define BW_CL_TILE   2048
 #define BW_CL_PLACES 128
 #define BW_CL_PANEL  4096

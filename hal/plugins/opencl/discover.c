@@ -120,7 +120,7 @@ bw_status bw_cl_check(cl_device_id id, bw_error *err)
         {number(id, CL_DEVICE_ENDIAN_LITTLE) != 0, "little endian memory"},
         {number(id, CL_DEVICE_COMPILER_AVAILABLE) != 0, "a compiler"},
         {(number(id, CL_DEVICE_SINGLE_FP_CONFIG) & CL_FP_ROUND_TO_NEAREST) != 0, "fp32 that rounds to nearest even"},
-        {number(id, CL_DEVICE_LOCAL_MEM_SIZE) >= 24u << 10, "24 KiB of local memory"},
+        {number(id, CL_DEVICE_LOCAL_MEM_SIZE) >= 32u << 10, "32 KiB of local memory"},
         {number(id, CL_DEVICE_MAX_WORK_GROUP_SIZE) >= BW_CL_VECTOR_ITEMS, "work-groups of 32 items"},
         {number(id, CL_DEVICE_MAX_WORK_ITEM_DIMENSIONS) >= 2, "two dimensions of work-items"},
     };

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Weights of a CONV, from the packed codes of a package to what the kernels read: 16 bits each, [tile][r][i / 2][lane]
- * [i % 2]. Done once for each image, straight into the mapped buffer.
+ * Weights of a CONV, from the packed codes of a package to what the kernels read: 16 bits each, [tile][r][i][lane].
+ * Done once for each image, straight into the mapped buffer.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -46,15 +46,10 @@ static void lay_out(const bw_instruction *ins, const uint8_t *packed, uint8_t *c
     for (uint64_t r = 0; r < blocks; r++, packed += bytes, to += n) {
         bw_unpack(f, packed, n, codes);
         const int16_t *words = (const int16_t *)(void *)codes;
-        /* [i / 4][lane][i % 4] to [i / 2][lane][i % 2] */
-        for (size_t q = 0; q < n; q += 4 * BW_OUTPUT_TILE)
+        for (size_t i = 0; i < n / BW_OUTPUT_TILE; i++)
             for (size_t lane = 0; lane < BW_OUTPUT_TILE; lane++) {
-                int16_t *low = to + q + 2 * lane, *high = low + 2 * BW_OUTPUT_TILE;
-                const size_t from = q + 4 * lane;
-                for (size_t i = 0; i < 2; i++) {
-                    low[i] = f->kind == BW_KIND_INT16 ? words[from + i] : table[codes[from + i]];
-                    high[i] = f->kind == BW_KIND_INT16 ? words[from + 2 + i] : table[codes[from + 2 + i]];
-                }
+                const size_t from = (i / 4 * BW_OUTPUT_TILE + lane) * 4 + i % 4;
+                to[i * BW_OUTPUT_TILE + lane] = f->kind == BW_KIND_INT16 ? words[from] : table[codes[from]];
             }
     }
 }
