@@ -79,15 +79,17 @@ static bw_status build_binary(cl_context context, cl_device_id id, const void *b
     return code == CL_SUCCESS ? BW_OK : build_failed(*program, id, code, err);
 }
 
-static void keep_binary(cl_program program, const uint8_t device[32], const uint8_t source[32])
+/* Of a built program; NULL: the device gives none. */
+static void *binary_of(cl_program program, size_t *size)
 {
-    size_t size = 0;
-    if (clGetProgramInfo(program, CL_PROGRAM_BINARY_SIZES, sizeof size, &size, NULL) != CL_SUCCESS || !size)
-        return;
-    unsigned char *binary = malloc(size);
+    *size = 0;
+    if (clGetProgramInfo(program, CL_PROGRAM_BINARY_SIZES, sizeof *size, size, NULL) != CL_SUCCESS || !*size)
+        return NULL;
+    unsigned char *binary = malloc(*size);
     if (binary && clGetProgramInfo(program, CL_PROGRAM_BINARIES, sizeof binary, &binary, NULL) == CL_SUCCESS)
-        bw_cl_cache_write(device, source, binary, size);
+        return binary;
     free(binary);
+    return NULL;
 }
 
 static void release(cl_program *program, cl_kernel kernels[BW_CL_KERNELS])
@@ -145,11 +147,22 @@ static bw_status build_cached(cl_context context, cl_device_id id, const char *t
     bw_status status = build_source(context, id, text, size, program, err);
     if (!status)
         status = make_kernels(*program, kernels, err);
-    if (!status) {
-        bw_log(BW_LOG_INFO, "opencl", "kernels built from source in %.0f ms", (double)(bw_now_ns() - start) * 1e-6);
-        keep_binary(*program, device, source);
+    if (status || !(binary = binary_of(*program, &binary_size)))
+        return status;
+    bw_log(BW_LOG_INFO, "opencl", "kernels built from source in %.0f ms", (double)(bw_now_ns() - start) * 1e-6);
+    bw_cl_cache_write(device, source, binary, binary_size);
+    /* The binary is used from the start: a driver that compiles at the first launch (PoCL) does not compile twice. */
+    cl_program again = NULL;
+    cl_kernel again_kernels[BW_CL_KERNELS] = {NULL};
+    if (!build_binary(context, id, binary, binary_size, &again, &why) && !make_kernels(again, again_kernels, &why)) {
+        release(program, kernels);
+        *program = again;
+        memcpy(kernels, again_kernels, sizeof again_kernels);
+    } else {
+        release(&again, again_kernels);
     }
-    return status;
+    free(binary);
+    return BW_OK;
 }
 
 static bw_status build_payload_binary(cl_context context, cl_device_id id, const void *payload, size_t size,
