@@ -55,26 +55,17 @@ inline int16 element_significand(__global const bw_cl_code *f, int16 code, int16
     return (code >> (int)f->sign_bit & 1) != 0 ? -sig : sig;
 }
 
-/* The integers of codes, |value| < 2^15 (not e4m3 and e5m2). */
-inline float16 small_values(__global const bw_cl_code *f, short16 code)
+/* Limb l of the integers of codes: bits 9 l .. 9 l + 8 of the magnitude, with the sign. Formats of one limb: the
+ * integers themselves, all below 2^9. */
+inline float16 limb_values(__global const bw_cl_code *f, short16 code, uint l)
 {
     if (f->kind != BW_CL_TABLE)
         return convert_float16(code);
     int16 shift;
     const int16 sig = element_significand(f, convert_int16(code), &shift);
-    return convert_float16(sig << shift);
-}
-
-/* The integer of one code, any format: |value| < 2^32. */
-inline long code_value(__global const bw_cl_code *f, int code)
-{
-    if (f->kind != BW_CL_TABLE)
-        return code;
-    const int mag = code & ((1 << f->sign_bit) - 1), field = mag >> f->mantissa;
-    const int fraction = mag & ((1 << f->mantissa) - 1);
-    long value = field ? (long)(fraction | 1 << f->mantissa) << (field - 1) : fraction;
-    value = mag > (int)f->largest ? 0 : value;
-    return code >> f->sign_bit & 1 ? -value : value;
+    const uint16 limb = (abs(sig) << as_uint16(shift)) >> (9 * l) & 511;
+    const float16 v = convert_float16(limb);
+    return sig < 0 ? -v : v;
 }
 
 /* A byte or a word of each code, sign extended: the integers of INT and INT16, the encodings of TABLE. */

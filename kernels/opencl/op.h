@@ -92,6 +92,7 @@ typedef struct bw_cl_op {
     bw_cl_u32 pixels, lanes;                                        /* a tile: pixels x channels = BW_CL_TILE */
     bw_cl_u32 group_blocks, reduction, group_tiles, group_channels; /* CONV: see docs/isa.md: KB, R, T, OG */
     bw_cl_u32 chunk;                                                /* CONV: blocks of the reduction in the panel */
+    bw_cl_u32 limbs, weight_limbs;                                  /* CONV: words of 9 bits of an integer */
     bw_cl_code weight;
 } bw_cl_op;
 

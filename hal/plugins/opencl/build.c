@@ -12,9 +12,8 @@
 static const char options[] = "-cl-std=CL1.2";
 
 const char *const bw_cl_kernel_names[BW_CL_KERNELS] = {
-    [BW_CL_CONV] = "bw_conv",   [BW_CL_CONV_WIDE] = "bw_conv_wide", [BW_CL_DWCONV] = "bw_dwconv",
-    [BW_CL_POOL] = "bw_pool",   [BW_CL_ELTWISE] = "bw_eltwise",     [BW_CL_COPY] = "bw_copy",
-    [BW_CL_PATCH] = "bw_patch",
+    [BW_CL_CONV] = "bw_conv",       [BW_CL_DWCONV] = "bw_dwconv", [BW_CL_POOL] = "bw_pool",
+    [BW_CL_ELTWISE] = "bw_eltwise", [BW_CL_COPY] = "bw_copy",     [BW_CL_PATCH] = "bw_patch",
 };
 
 static void device_digest(cl_device_id id, uint8_t digest[32])

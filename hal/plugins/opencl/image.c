@@ -72,8 +72,7 @@ static int by_array(const void *a, const void *b)
         return x->size < y->size ? -1 : 1;
     if (!x->ins)
         return 0;
-    const int fx = x->ins->weight_format << 8 | bw_cl_conv_is_wide(x->ins);
-    const int fy = y->ins->weight_format << 8 | bw_cl_conv_is_wide(y->ins);
+    const int fx = x->ins->weight_format, fy = y->ins->weight_format;
     return fx != fy ? fx - fy : (int)x->ins->in.block - (int)y->ins->in.block;
 }
 
@@ -275,27 +274,22 @@ static void lower_conv(const bw_instruction *ins, bw_cl_op *op, bw_cl_step *step
     op->group_blocks = op->reduction / taps;
     op->group_tiles = (uint32_t)(bw_conv_tiles(ins) / ins->groups);
     op->group_channels = ins->out0.channels / ins->groups;
-    if (bw_cl_conv_is_wide(ins)) {
-        step->kernel = BW_CL_CONV_WIDE;
-        op->flags |= BW_CL_TO_RAW;
-        step->pixels = 1;
-        step->columns = op->group_tiles * ins->groups;
-        step->work = (uint64_t)op->reduction * block * step->columns * BW_OUTPUT_TILE * 8;
-        return;
-    }
+    op->limbs = bw_cl_limbs((bw_format)ins->in.format);
+    op->weight_limbs = bw_cl_limbs((bw_format)ins->weight_format);
     /* A group's channels have to be whole blocks of the outputs, unless it is the only one. */
     if (ins->groups > 1 && op->group_channels % largest_block(ins) != 0)
         op->flags |= BW_CL_TO_RAW;
     /* The panel holds at least one block of each pixel. */
     uint32_t least = largest_block(ins);
-    while (least * BW_CL_PANEL < BW_CL_TILE * block)
+    while (least * BW_CL_PANEL < BW_CL_TILE * block * op->limbs)
         least *= 2;
     op->lanes = choose_lanes(least, op->group_channels, op->out_pixels <= 16 ? 128 : 64);
     op->pixels = BW_CL_TILE / op->lanes;
-    op->chunk = BW_CL_PANEL / op->pixels / block;
+    op->chunk = BW_CL_PANEL / op->pixels / (block * op->limbs);
     step->pixels = op->pixels;
     step->columns = (op->group_channels + op->lanes - 1) / op->lanes * ins->groups;
-    step->work = (uint64_t)op->reduction * block * op->pixels * op->lanes * step->columns;
+    step->work =
+        (uint64_t)op->reduction * block * op->pixels * op->lanes * step->columns * op->limbs * op->weight_limbs;
 }
 
 /* ops has room for two, steps too; returns how many there are. */

@@ -18,7 +18,6 @@
 
 typedef enum bw_cl_kernel {
     BW_CL_CONV,
-    BW_CL_CONV_WIDE,
     BW_CL_DWCONV,
     BW_CL_POOL,
     BW_CL_ELTWISE,
@@ -123,8 +122,8 @@ void bw_cl_image_release(void *device, void *image);
 void bw_cl_image_grow(bw_cl_device *dev, bw_cl_image *img, uint32_t images);
 bw_status bw_cl_buffer(bw_cl_device *dev, uint64_t bytes, const char *what, cl_mem *buffer, bw_error *err);
 
-/* weights.c: the weights of a CONV in the kernels' layout. `wide`: codes for bw_conv_wide, else integers. */
-int bw_cl_conv_is_wide(const bw_instruction *ins);
+/* weights.c: the weights of a CONV in the kernels' layout. Integers of a format have so many limbs of 9 bits. */
+uint32_t bw_cl_limbs(bw_format format);
 uint64_t bw_cl_weight_bytes(const bw_instruction *ins);
 bw_status bw_cl_weights(bw_cl_device *dev, const bw_instruction *ins, const uint8_t *constants, cl_mem *buffer,
                         bw_error *err);

@@ -1,22 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Weights of a CONV, from the packed codes of a package to what the kernels read: 16 bits each, [tile][r][i][lane].
- * Done once for each image, straight into the mapped buffer.
+ * Weights of a CONV, from the packed codes of a package to what the kernels read: [tile][r][limb][i][lane], 16 bits
+ * each. Done once for each image, straight into the mapped buffer.
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "hal/plugins/opencl/opencl.h"
 
-/* Integers that fit neither 16 bits nor block sums of 24. */
-static int is_wide(bw_format format)
+uint32_t bw_cl_limbs(bw_format format)
 {
-    return format == BW_FORMAT_MXFP8_E4M3 || format == BW_FORMAT_MXFP8_E5M2;
-}
-
-int bw_cl_conv_is_wide(const bw_instruction *ins)
-{
-    return is_wide((bw_format)ins->in.format) || is_wide((bw_format)ins->weight_format);
+    return format == BW_FORMAT_MXFP8_E5M2 ? 4 : format == BW_FORMAT_MXFP8_E4M3 ? 2 : 1;
 }
 
 static uint64_t block_codes(const bw_instruction *ins)
@@ -26,14 +20,18 @@ static uint64_t block_codes(const bw_instruction *ins)
 
 uint64_t bw_cl_weight_bytes(const bw_instruction *ins)
 {
-    return bw_conv_tiles(ins) * bw_conv_blocks(ins) * block_codes(ins) * sizeof(int16_t);
+    return bw_conv_tiles(ins) * bw_conv_blocks(ins) * block_codes(ins) * bw_cl_limbs(ins->weight_format) *
+           sizeof(int16_t);
 }
 
-/* What each code byte becomes. */
-static void fill_table(const bw_format_traits *f, int wide, int16_t table[256])
+/* Limb l of what each code byte stands for; all of it in formats of one limb. */
+static void fill_table(const bw_format_traits *f, unsigned limbs, unsigned l, int16_t table[256])
 {
-    for (unsigned c = 0; c < 256; c++)
-        table[c] = wide && f->kind == BW_KIND_TABLE ? (int16_t)(int8_t)c : (int16_t)bw_code_value(f, c);
+    for (unsigned c = 0; c < 256; c++) {
+        const int64_t value = bw_code_value(f, c), magnitude = value < 0 ? -value : value;
+        const int16_t limb = (int16_t)(magnitude >> 9 * l & 511);
+        table[c] = limbs == 1 ? (int16_t)value : value < 0 ? (int16_t)-limb : limb;
+    }
 }
 
 static void lay_out(const bw_instruction *ins, const uint8_t *packed, uint8_t *codes, int16_t *to)
@@ -41,16 +39,19 @@ static void lay_out(const bw_instruction *ins, const uint8_t *packed, uint8_t *c
     const bw_format_traits *f = bw_format_get((bw_format)ins->weight_format);
     const size_t n = (size_t)block_codes(ins), bytes = bw_packed_size(f, n);
     const uint64_t blocks = bw_conv_tiles(ins) * bw_conv_blocks(ins);
-    int16_t table[256];
-    fill_table(f, bw_cl_conv_is_wide(ins), table);
-    for (uint64_t r = 0; r < blocks; r++, packed += bytes, to += n) {
+    const unsigned limbs = bw_cl_limbs(f->format);
+    int16_t tables[4][256];
+    for (unsigned l = 0; l < limbs; l++)
+        fill_table(f, limbs, l, tables[l]);
+    for (uint64_t r = 0; r < blocks; r++, packed += bytes) {
         bw_unpack(f, packed, n, codes);
         const int16_t *words = (const int16_t *)(void *)codes;
-        for (size_t i = 0; i < n / BW_OUTPUT_TILE; i++)
-            for (size_t lane = 0; lane < BW_OUTPUT_TILE; lane++) {
-                const size_t from = (i / 4 * BW_OUTPUT_TILE + lane) * 4 + i % 4;
-                to[i * BW_OUTPUT_TILE + lane] = f->kind == BW_KIND_INT16 ? words[from] : table[codes[from]];
-            }
+        for (unsigned l = 0; l < limbs; l++, to += n)
+            for (size_t i = 0; i < n / BW_OUTPUT_TILE; i++)
+                for (size_t lane = 0; lane < BW_OUTPUT_TILE; lane++) {
+                    const size_t from = (i / 4 * BW_OUTPUT_TILE + lane) * 4 + i % 4;
+                    to[i * BW_OUTPUT_TILE + lane] = f->kind == BW_KIND_INT16 ? words[from] : tables[l][codes[from]];
+                }
     }
 }
 
