@@ -45,7 +45,7 @@ typedef struct bw_cl_device {
     cl_kernel kernels[BW_CL_KERNELS];
     uint64_t used; /* device memory of all images */
     atomic_int aborted;
-    cl_event in_flight; /* the last command of a run that was aborted */
+    cl_event in_flight; /* the last command of a run that was aborted or failed */
     bw_cl_limbo *limbo;
     void *payload; /* of the loaded bitstream; NULL: the built-in kernels */
     size_t payload_size;

@@ -14,8 +14,8 @@
 #include "hal/base.h"
 #include "hal/plugins/opencl/opencl.h"
 
-#define SLICE_WORK UINT64_C(150000000) /* multiply-adds: some 10 ms of a CPU */
-#define TICK_NS    2000000             /* how often cancellation and abort are looked at */
+#define SLICE_WORK UINT64_C(50000000) /* multiply-adds: some milliseconds of a CPU */
+#define TICK_NS    2000000            /* how often cancellation and abort are looked at */
 
 /* What an event's callback and the waiting run share; the last of them frees it. */
 typedef struct waiter {
@@ -271,7 +271,7 @@ static bw_status run_part(run *r, const char *in, char *out, bw_error *err)
     return status;
 }
 
-/* Nothing of the run is left in the device, or it has been aborted and the device is told so. */
+/* Nothing of the run is left in the device, or it was aborted or failed and the reset will look after what is left. */
 static bw_status drain(run *r, bw_status status, bw_error *err)
 {
     if (!r->last)
@@ -281,12 +281,10 @@ static bw_status drain(run *r, bw_status status, bw_error *err)
     bw_status ended = wait_event(r->last, 0, &r->dev->aborted, NULL, &why);
     if (ended == BW_OK)
         return status;
-    if (atomic_load(&r->dev->aborted)) {
-        if (r->dev->in_flight)
-            clReleaseEvent(r->dev->in_flight);
-        r->dev->in_flight = r->last;
-        r->last = NULL;
-    }
+    if (r->dev->in_flight)
+        clReleaseEvent(r->dev->in_flight);
+    r->dev->in_flight = r->last;
+    r->last = NULL;
     return bw_fail(err, ended, "%s", why.message);
 }
 
