@@ -35,6 +35,7 @@ static const char usage[] =
     "  --drain-seconds N      time for requests in flight after SIGTERM, 0..3600 (default 30)\n"
     "  --lame-duck-ms N       go on answering so long after SIGTERM, 0..60000 (default 1000)\n"
     "  --max-connections N    1..1000000 (default 10000)\n"
+    "  --idle-seconds N       close a connection without traffic and calls, 1..86400 (default 600)\n"
     "  --quiet                errors and warnings only\n"
     "  --help, --version\n";
 
@@ -93,6 +94,7 @@ enum {
     OPT_DRAIN,
     OPT_LAME_DUCK,
     OPT_CONNECTIONS,
+    OPT_IDLE,
     OPT_QUIET,
     OPT_HELP,
     OPT_VERSION
@@ -111,6 +113,7 @@ static const struct option options[] = {
     {"drain-seconds", required_argument, NULL, OPT_DRAIN},
     {"lame-duck-ms", required_argument, NULL, OPT_LAME_DUCK},
     {"max-connections", required_argument, NULL, OPT_CONNECTIONS},
+    {"idle-seconds", required_argument, NULL, OPT_IDLE},
     {"quiet", no_argument, NULL, OPT_QUIET},
     {"help", no_argument, NULL, OPT_HELP},
     {"version", no_argument, NULL, OPT_VERSION},
@@ -169,6 +172,8 @@ static int set_option(arguments *a, int opt)
         code = set_number(&connections, "max-connections", optarg, 1, 1000000);
         s->max_connections = (int)connections;
         return code;
+    case OPT_IDLE:
+        return set_number(&s->idle_seconds, "idle-seconds", optarg, 1, 86400);
     case OPT_QUIET:
         a->quiet = 1;
         return 0;

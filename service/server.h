@@ -27,6 +27,7 @@ typedef struct bw_server_options {
     unsigned timeout_seconds, upload_seconds;
     unsigned lame_duck_ms, drain_seconds;
     int max_connections;
+    unsigned idle_seconds;
 } bw_server_options;
 
 /* The defaults of `blockwave serve`. */
