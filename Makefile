@@ -53,6 +53,22 @@ LIBS     := $(foreach f,$(FOLDERS),$(BUILD)/lib/libbw_$(f).a)
 LINK     := $(foreach f,service quantize host sim hal kernels,$(BUILD)/lib/libbw_$(f).a)
 SYSLIBS  := $(LIBS_service) $(LIBS_proto) $(LIBS_host) $(LIBS_hal) $(LIBS_kernels)
 
+# Plug-ins of the HAL: hal/plugins/NAME/*.c becomes lib/libbw_hal_NAME.so, found at run time from the program's folder.
+# It is built if pkg-config knows all of PLUGIN_PKGS_NAME, and reported as missing otherwise (`make report`). It takes
+# kernels/ and hal/base.h from the program that loads it. PLUGIN_FLAGS_NAME, PLUGIN_LIBS_NAME: more flags, more
+# libraries; PLUGIN_GEN_NAME: generated C files below $(GEN).
+PLUGIN_PKGS_opencl := OpenCL
+PLUGIN_GEN_opencl  := $(GEN)/kernels/opencl/source.c
+# In the order of what they build on.
+CL_SOURCES := $(addprefix kernels/opencl/,op.h formats.cl tile.cl vector.cl conv.cl)
+
+PLUGIN_NAMES := $(sort $(patsubst hal/plugins/%/,%,$(dir $(wildcard hal/plugins/*/*.c))))
+# Packages that are missing, and whether that leaves the plug-in buildable.
+$(foreach p,$(PLUGIN_NAMES),$(foreach k,$(PLUGIN_PKGS_$(p)),\
+    $(if $(shell pkg-config --exists $(k) && echo yes),,$(eval PLUGIN_MISSING_$(p) += $(k)))))
+PLUGINS_BUILT := $(foreach p,$(PLUGIN_NAMES),$(if $(PLUGIN_MISSING_$(p)),,$(p)))
+PLUGINS       := $(PLUGINS_BUILT:%=$(BUILD)/lib/libbw_hal_%.so)
+
 TEST_SUPPORT := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/support/*.c))
 UNIT_TESTS   := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/unit/*.c))
 CONF_TESTS   := $(patsubst %.c,$(BUILD)/%,$(wildcard tests/conformance/*.c))
@@ -69,15 +85,15 @@ SCRIPT_TESTS := $(wildcard tests/cli/test_*.sh tests/service/test_*.sh tests/doc
 .DELETE_ON_ERROR:
 
 ## all: build the programs and libraries (default)
-all: $(PROGRAMS) $(LIBS) build/bin report
+all: $(PROGRAMS) $(LIBS) $(PLUGINS) build/bin report
 
 build/bin: FORCE
 	@mkdir -p build $(BUILD)/bin
 	@ln -sfn $(VARIANT)/bin build/bin
 FORCE:
 
-report: $(PROGRAMS)
-	@sh tests/support/plugin_report.sh $(BUILD)
+report: $(PROGRAMS) $(PLUGINS)
+	@sh tests/support/plugin_report.sh $(BUILD) $(foreach p,$(PLUGIN_NAMES),'$(p):$(strip $(PLUGIN_MISSING_$(p)))')
 
 ## help: this list
 help:
@@ -86,6 +102,7 @@ help:
 # Debian 12 packages of the build, the demo and the tests.
 DEPS := gcc libc6-dev pkg-config libgrpc-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler libdnnl-dev \
     libjansson-dev libpng-dev libjpeg-dev libssl-dev openssl zlib1g-dev libcmocka-dev \
+    ocl-icd-opencl-dev opencl-c-headers pocl-opencl-icd \
     python3 python3-grpcio python3-grpc-tools python3-numpy python3-onnx python3-pil
 ## deps: install what is missing with apt (Debian 12), saying so
 deps:
@@ -110,6 +127,10 @@ $(GEN)/%.pb-c.c $(GEN)/%.pb-c.h: %.proto
 	@mkdir -p $(@D)
 	protoc-c --proto_path=. --c_out=$(GEN) $<
 
+$(GEN)/kernels/opencl/source.c: kernels/opencl/embed.sh $(CL_SOURCES)
+	@mkdir -p $(@D)
+	@sh kernels/opencl/embed.sh $@ $(CL_SOURCES)
+
 define folder_rules
 $(BUILD)/lib/libbw_$(1).a: $$(call objs,$(1)) $$(call pbobjs,$(1))
 	@mkdir -p $$(@D)
@@ -124,6 +145,19 @@ $(BUILD)/bin/$(call prog_name,$(1)): $(BUILD)/$(1:.c=.o) $(LIBS)
 	$$(CC) $$(CFLAGS) $$(SAN_FLAGS) -pthread -rdynamic -o $$@ $$< -Wl,--as-needed $$(LINK) $$(LDFLAGS) $$(SYSLIBS)
 endef
 $(foreach m,$(MAINS),$(eval $(call program_rules,$(m))))
+
+define plugin_rules
+PLUGIN_CFLAGS_$(1)  := $$(if $$(PLUGIN_PKGS_$(1)),$$(shell pkg-config --cflags $$(PLUGIN_PKGS_$(1)))) $$(PLUGIN_FLAGS_$(1))
+PLUGIN_LDLIBS_$(1)  := $$(if $$(PLUGIN_PKGS_$(1)),$$(shell pkg-config --libs $$(PLUGIN_PKGS_$(1)))) $$(PLUGIN_LIBS_$(1))
+PLUGIN_OBJS_$(1)    := $$(patsubst %.c,$(BUILD)/%.o,$$(wildcard hal/plugins/$(1)/*.c)) \
+    $$(patsubst $(GEN)/%.c,$(BUILD)/gen/%.o,$$(PLUGIN_GEN_$(1)))
+$$(PLUGIN_OBJS_$(1)): | $$(PLUGIN_GEN_$(1))
+$$(PLUGIN_OBJS_$(1)): PKG_CFLAGS += $$(PLUGIN_CFLAGS_$(1))
+$(BUILD)/lib/libbw_hal_$(1).so: $$(PLUGIN_OBJS_$(1))
+	@mkdir -p $$(@D)
+	$$(CC) $$(CFLAGS) $$(SAN_FLAGS) -shared -pthread -o $$@ $$^ -Wl,--as-needed $$(LDFLAGS) $$(PLUGIN_LDLIBS_$(1))
+endef
+$(foreach p,$(PLUGINS_BUILT),$(eval $(call plugin_rules,$(p))))
 
 # --- tests ------------------------------------------------------------------------------------------------------
 link_test = $(CC) $(CFLAGS) $(SAN_FLAGS) -pthread -rdynamic -o $@ $(filter %.o,$^) -Wl,--as-needed $(LINK) $(LDFLAGS) $(SYSLIBS)
@@ -212,7 +246,7 @@ demo: deps
 	@$(MAKE) --no-print-directory all
 	@BW_BIN=$(CURDIR)/$(BUILD)/bin sh host/demo/demo.sh
 
-## install: programs, library, headers, pkg-config file, man pages to PREFIX (default /usr/local)
+## install: programs, plug-ins, library, headers, pkg-config file, man pages to PREFIX (default /usr/local)
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin/
@@ -222,13 +256,16 @@ install: all
 	for h in kernels/status.h kernels/formats.h kernels/isa.h hal/hal.h hal/backend.h hal/bitstream.h hal/signature.h sim/sim.h \
 	    host/graph.h host/package.h host/preprocess.h host/session.h; do \
 	    install -D -m 644 $$h $(DESTDIR)$(PREFIX)/include/blockwave/$$h; done
+	if [ -n '$(PLUGINS)' ]; then install -d $(DESTDIR)$(PREFIX)/lib/blockwave && \
+	    install -m 755 $(PLUGINS) $(DESTDIR)$(PREFIX)/lib/blockwave/; fi
 	sed 's|@PREFIX@|$(PREFIX)|' host/blockwave.pc.in > $(DESTDIR)$(PREFIX)/lib/pkgconfig/blockwave.pc
 	install -m 644 docs/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
 
 ## uninstall: remove what install put there
 uninstall:
 	cd $(DESTDIR)$(PREFIX) && rm -rf include/blockwave lib/libblockwave.a lib/pkgconfig/blockwave.pc \
-	    $(addprefix bin/,$(notdir $(PROGRAMS))) $(addprefix share/man/man1/,$(notdir $(wildcard docs/man/*.1)))
+	    $(addprefix lib/blockwave/,$(notdir $(PLUGINS))) $(addprefix bin/,$(notdir $(PROGRAMS))) $(addprefix share/man/man1/,$(notdir $(wildcard docs/man/*.1)))
+	rmdir $(DESTDIR)$(PREFIX)/lib/blockwave 2>/dev/null || true
 
 ## format: clang-format every source
 format:
