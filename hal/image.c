@@ -56,6 +56,9 @@ static bw_status make_resident(bw_device *dev, bw_image *image, bw_error *err)
     pthread_mutex_unlock(&dev->lock);
     bw_error error = {BW_OK, ""};
     bw_status status = dev->backend->info(dev->handle, &info, &error);
+    if (!status && !info.offers.opcodes)
+        status = bw_fail(&error, BW_INCOMPATIBLE,
+                         "the device holds no configuration: load a bitstream first (blockwave load)");
     if (!status)
         status = bw_requirements_met(&image->program.needs, &info.offers, &error);
     if (!status && info.memory_bytes && (image->memory > info.memory_bytes || used > info.memory_bytes - image->memory))
