@@ -88,7 +88,7 @@ FUZZ_BIN     := $(FUZZERS:%=$(BUILD)/tests/fuzz/fuzz_%)
 SCRIPT_TESTS := $(wildcard tests/cli/test_*.sh tests/service/test_*.sh tests/docs/test_*.sh)
 
 .DEFAULT_GOAL := all
-.PHONY: all help deps check test test-long conformance asan ubsan tsan fuzz fuzz-build bench bench-service bench-start bench-quantize install uninstall demo clean report \
+.PHONY: all help deps check test test-long conformance asan ubsan tsan fuzz fuzz-build bench bench-service bench-start bench-quantize bench-xrt install uninstall demo clean report \
     unit-tests tests-build format FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -254,6 +254,10 @@ bench-quantize: all
 ## bench-start: from the start of the server to its first answer; BENCH_START='X.bw ...'
 bench-start: all
 	@/usr/bin/python3 tests/bench/bench_start.py $(BUILD)/bin $(BENCH_START)
+
+## bench-xrt: what a run costs on an emulated card, above the simulator; BENCH_XRT='X.bw ...'
+bench-xrt: all $(BENCHES)
+	@BW_PLUGIN_PATH=$(CURDIR)/$(BUILD)/lib BW_BENCH_MODELS='$(BENCH_XRT)' $(BUILD)/bin/blockwave-xrt-emulation run -- $(BUILD)/tests/bench/bench_xrt
 
 ## demo: dependencies, build, then the main job on real pictures
 demo: deps

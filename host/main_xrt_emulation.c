@@ -160,13 +160,13 @@ static bw_status put_emconfig(const plan *p, bw_error *err)
     return put_text(p, "emconfig.json", text, err);
 }
 
-/* kds_sw_emu=false: XRT's own scheduler thread sleeps while nothing runs. keep_run_dir=false: a card that is opened
- * again and again must not fill the disk. */
+/* kds_sw_emu=false: XRT's own scheduler thread sleeps while nothing runs (while something does, the card lets it wait).
+ * keep_run_dir=false: a card that is opened again and again must not fill the disk. */
 static bw_status put_ini(const plan *p, bw_error *err)
 {
     char text[1024];
     snprintf(text, sizeof text,
-             "[Runtime]\nkds_sw_emu=false\npolling_throttle=20\nverbosity=0\nruntime_log=null\n\n[Emulation]\nkeep_run_"
+             "[Runtime]\nverbosity=0\nruntime_log=null\n\n[Emulation]\nkeep_run_"
              "dir=false\n"
              "print_infos_in_console=false\nprint_warnings_in_console=false\nprint_errors_in_console=false\n%s%s%s",
              strcmp(p->mode, "hw_emu") == 0 ? "sim_dir=" : "", strcmp(p->mode, "hw_emu") == 0 ? p->tree : "",

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -12,7 +13,10 @@
 #include "hal/base.h"
 #include "sim/card/faults.h"
 
-#define XML_MAX ((size_t)1 << 20)
+#define XML_MAX   ((size_t)1 << 20)
+#define INBOX_MIN ((size_t)65536)
+/* Requests come one after the other: the next is often here before a thread could sleep and wake up. */
+#define SPIN_NS 50000u
 
 struct bw_card {
     bw_card_options options;
@@ -267,19 +271,41 @@ bw_card_next bw_card_request(bw_card *c, uint32_t call, const void *body, size_t
 /* --- connection ----------------------------------------------------------------------------------------------------
  */
 
-/* 1; 0: the other side is gone; -1: errno. */
-static int receive(int fd, void *to, size_t size)
+/* What has been received and not used yet. */
+typedef struct inbox {
+    uint8_t *bytes;
+    size_t have, room;
+} inbox;
+
+/* Until `size` bytes are there. 1; 0: the other side is gone; -1: errno. */
+static int receive(int fd, inbox *in, size_t size)
 {
-    for (uint8_t *at = to; size;) {
-        ssize_t n = read(fd, at, size);
+    if (size > in->room) {
+        const size_t room = size < INBOX_MIN ? INBOX_MIN : size;
+        uint8_t *grown = realloc(in->bytes, room);
+        if (!grown) {
+            errno = ENOMEM;
+            return -1;
+        }
+        in->bytes = grown;
+        in->room = room;
+    }
+    for (const uint64_t end = bw_now_ns() + SPIN_NS; in->have < size && bw_now_ns() < end;) {
+        ssize_t n = recv(fd, in->bytes + in->have, in->room - in->have, MSG_DONTWAIT);
+        if (n == 0)
+            return 0;
+        if (n > 0)
+            in->have += (size_t)n;
+    }
+    while (in->have < size) {
+        ssize_t n = read(fd, in->bytes + in->have, in->room - in->have);
         if (n == 0)
             return 0;
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
             return errno == ECONNRESET ? 0 : -1;
-        at += n;
-        size -= (size_t)n;
+        in->have += (size_t)n;
     }
     return 1;
 }
@@ -306,50 +332,42 @@ static int transmit(int fd, const bw_wire_reply *reply)
 
 bw_status bw_card_serve(bw_card *c, int fd, bw_error *err)
 {
-    uint8_t *body = NULL;
-    size_t room = 0;
+    inbox in = {NULL, 0, 0};
     bw_status status = BW_OK;
     bw_card_next next = BW_CARD_GO_ON;
     while (!status && next == BW_CARD_GO_ON) {
-        uint8_t head[BW_WIRE_REQUEST_HEAD];
-        uint32_t call;
-        uint64_t size;
-        int there = receive(fd, head, sizeof head);
-        if (there == 0)
+        uint32_t call = 0;
+        uint64_t size = 0;
+        int there = receive(fd, &in, BW_WIRE_REQUEST_HEAD);
+        if (there > 0 && bw_wire_request_head(in.bytes, &call, &size)) {
+            status =
+                bw_fail(err, BW_CORRUPT, "the host sent no request of XRT's emulation (first byte %02x)", in.bytes[0]);
             break;
-        if (there > 0 && bw_wire_request_head(head, &call, &size)) {
-            status = bw_fail(err, BW_CORRUPT, "the host sent no request of XRT's emulation (first byte %02x)", head[0]);
-            break;
-        }
-        if (there > 0 && size > room) {
-            free(body);
-            body = malloc(size);
-            room = body ? size : 0;
-            if (!body) {
-                status = bw_fail(err, BW_NO_MEMORY, "no memory for a request of %llu bytes", (unsigned long long)size);
-                break;
-            }
         }
         if (there > 0)
-            there = receive(fd, body, size);
+            there = receive(fd, &in, BW_WIRE_REQUEST_HEAD + size);
         if (there == 0)
             break;
-        if (bw_card_fault(c->options.faults, c->options.index, "stall", NULL))
+        if (there > 0 && bw_card_fault(c->options.faults, c->options.index, "stall", NULL))
             for (;;)
                 pause();
-        bw_wire_reply reply;
         if (there > 0) {
-            next = bw_card_request(c, call, body, size, &reply, err);
+            bw_wire_reply reply;
+            next = bw_card_request(c, call, in.bytes + BW_WIRE_REQUEST_HEAD, size, &reply, err);
             if (next == BW_CARD_BROKEN)
                 status = BW_CORRUPT;
             else
                 there = transmit(fd, &reply);
+            if (c->unit && there > 0)
+                bw_card_unit_work(c->unit);
+            in.have -= BW_WIRE_REQUEST_HEAD + size;
+            memmove(in.bytes, in.bytes + BW_WIRE_REQUEST_HEAD + size, in.have);
         }
         if (there == 0)
             break;
         if (there < 0)
             status = bw_fail(err, BW_IO, "connection to the host: %s", strerror(errno));
     }
-    free(body);
+    free(in.bytes);
     return status;
 }

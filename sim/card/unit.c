@@ -16,6 +16,7 @@
 
 #define REGISTERS  (BW_ACCEL_RANGE / 4)
 #define LOADED_MAX 16u
+#define SHORT_NS   5000000u
 
 /* A program that has passed the validator. Copies: what the host writes during a job must not reach the engine. */
 typedef struct loaded {
@@ -24,7 +25,8 @@ typedef struct loaded {
     void *copy[2];
     bw_program program;
     bw_fast *engine;
-    uint64_t used; /* for the oldest to go */
+    uint64_t used;     /* for the oldest to go */
+    uint64_t image_ns; /* the last run took so long, per image; 0: none yet */
 } loaded;
 
 typedef struct job {
@@ -43,11 +45,13 @@ struct bw_card_unit {
     atomic_uint epoch;
     /* Under the lock: */
     int stop, has_job, running, done;
+    int at_work;   /* the thread is busy, perhaps with a job that nobody wants any more */
+    int short_job; /* `next` is for the thread that serves the registers */
     job next;
     uint32_t registers[REGISTERS]; /* the arguments as written */
     uint64_t build;
     uint32_t health, jobs;
-    /* Of the thread that carries out jobs: */
+    /* Of whoever carries out jobs: */
     loaded loads[LOADED_MAX];
     uint64_t clock;
     void *in, *out;
@@ -94,21 +98,26 @@ static bw_accel_code load(bw_card_unit *u, const job *j, loaded *l, bw_error *er
     return status == BW_OK ? BW_ACCEL_OK : status == BW_NO_MEMORY ? BW_ACCEL_NO_MEMORY : BW_ACCEL_INTERNAL;
 }
 
+static int is_loaded(bw_card_unit *u, const loaded *l, const job *j)
+{
+    return l->engine && l->at[0] == j->program && l->at[1] == j->constants && l->bytes[0] == j->program_bytes &&
+           l->bytes[1] == j->constant_bytes &&
+           l->version[0] == bw_card_memory_version(u->memory, l->at[0], l->bytes[0]) &&
+           l->version[1] == bw_card_memory_version(u->memory, l->at[1], l->bytes[1]);
+}
+
 static bw_accel_code find_loaded(bw_card_unit *u, const job *j, loaded **out, uint64_t sum[2], bw_error *err)
 {
     loaded *oldest = &u->loads[0];
     for (unsigned i = 0; i < LOADED_MAX; i++) {
         loaded *l = &u->loads[i];
-        if (l->engine && l->at[0] == j->program && l->at[1] == j->constants && l->bytes[0] == j->program_bytes &&
-            l->bytes[1] == j->constant_bytes) {
-            /* LOAD reads the memory again: what it reports must be what lies there now. */
-            if (j->command == BW_ACCEL_RUN &&
-                l->version[0] == bw_card_memory_version(u->memory, l->at[0], l->bytes[0]) &&
-                l->version[1] == bw_card_memory_version(u->memory, l->at[1], l->bytes[1])) {
-                l->used = ++u->clock;
-                *out = l;
-                return BW_ACCEL_OK;
-            }
+        /* LOAD reads the memory again: what it reports must be what lies there now. */
+        if (j->command == BW_ACCEL_RUN && is_loaded(u, l, j)) {
+            l->used = ++u->clock;
+            *out = l;
+            return BW_ACCEL_OK;
+        }
+        if (l->engine && l->at[0] == j->program) {
             oldest = l;
             break;
         }
@@ -227,11 +236,13 @@ static bw_accel_code run(bw_card_unit *u, const job *j, bw_accel_status *s, bw_e
     if (bw_card_memory_read(u->memory, j->input, u->in, in))
         return bw_fail(err, BW_DEVICE_FAULT, "uncorrectable error in the memory of the input"), BW_ACCEL_MEMORY;
     s->input_sum = bw_accel_checksum(u->in, in);
+    const uint64_t start = bw_now_ns();
     bw_status status = bw_fast_run(l->engine, u->in, u->out, j->batch, &u->cancel, err);
     if (status)
         return status == BW_CANCELLED   ? BW_ACCEL_ABORTED
                : status == BW_NO_MEMORY ? BW_ACCEL_NO_MEMORY
                                         : BW_ACCEL_INTERNAL;
+    l->image_ns = (bw_now_ns() - start) / j->batch + 1;
     s->output_sum = bw_accel_checksum(u->out, out);
     s->images = j->batch;
     pthread_mutex_lock(&u->lock);
@@ -297,9 +308,11 @@ static void *unit_main(void *user)
             break;
         job j = u->next;
         u->has_job = 0;
+        u->at_work = 1;
         pthread_mutex_unlock(&u->lock);
         finish_job(u, &j);
         pthread_mutex_lock(&u->lock);
+        u->at_work = 0;
     }
     pthread_mutex_unlock(&u->lock);
     return NULL;
@@ -310,6 +323,16 @@ static void *unit_main(void *user)
 static uint64_t wide(const bw_card_unit *u, uint32_t offset)
 {
     return u->registers[offset / 4] | (uint64_t)u->registers[offset / 4 + 1] << 32;
+}
+
+/* A run that is known to be short is not worth waking a thread for. Not if faults are to order: it could hang. The lock
+ * is held, and nobody is at work. */
+static int is_short(bw_card_unit *u, const job *j)
+{
+    for (unsigned i = 0; i < LOADED_MAX && !u->options.faults && j->command == BW_ACCEL_RUN; i++)
+        if (is_loaded(u, &u->loads[i], j))
+            return u->loads[i].image_ns && j->batch <= SHORT_NS / u->loads[i].image_ns;
+    return 0;
 }
 
 /* The lock is held. */
@@ -329,25 +352,32 @@ static void start(bw_card_unit *u)
                     .command = u->registers[BW_ACCEL_AT_COMMAND / 4],
                     .sequence = u->registers[BW_ACCEL_AT_SEQUENCE / 4],
                     .epoch = atomic_load(&u->epoch)};
-    u->has_job = !u->options.inline_jobs;
+    u->short_job = u->options.inline_jobs || (!u->at_work && is_short(u, &u->next));
+    u->has_job = !u->short_job;
     u->running = 1;
     u->done = 0;
     atomic_store(&u->cancel, 0);
-    pthread_cond_signal(&u->wake);
+    if (u->has_job)
+        pthread_cond_signal(&u->wake);
+}
+
+void bw_card_unit_work(bw_card_unit *u)
+{
+    pthread_mutex_lock(&u->lock);
+    const int now = u->short_job;
+    const job j = u->next;
+    u->short_job = 0;
+    pthread_mutex_unlock(&u->lock);
+    if (now)
+        finish_job(u, &j);
 }
 
 void bw_card_unit_write(bw_card_unit *u, uint32_t offset, uint32_t value)
 {
-    int now = 0;
-    job j;
     pthread_mutex_lock(&u->lock);
     if (offset == BW_ACCEL_CTRL) {
-        if (value & BW_ACCEL_CTRL_START) {
-            int was = u->running;
+        if (value & BW_ACCEL_CTRL_START)
             start(u);
-            now = u->options.inline_jobs && u->running && !was;
-            j = u->next;
-        }
     } else if (offset == BW_ACCEL_AT_ABORT) {
         if (value & 1 && u->running)
             atomic_store(&u->cancel, 1);
@@ -355,8 +385,6 @@ void bw_card_unit_write(bw_card_unit *u, uint32_t offset, uint32_t value)
         u->registers[offset / 4] = value;
     }
     pthread_mutex_unlock(&u->lock);
-    if (now)
-        finish_job(u, &j);
 }
 
 /* The host asks as fast as it can: an answer just after the end of the job is worth more than many before. The lock is
@@ -375,6 +403,8 @@ static void wait_a_moment(bw_card_unit *u)
 uint32_t bw_card_unit_read(bw_card_unit *u, uint32_t offset)
 {
     uint32_t value = 0;
+    if (offset == BW_ACCEL_CTRL)
+        bw_card_unit_work(u);
     pthread_mutex_lock(&u->lock);
     switch (offset) {
     case BW_ACCEL_CTRL:
@@ -418,7 +448,7 @@ void bw_card_unit_configure(bw_card_unit *u, uint64_t build)
     atomic_store(&u->cancel, 1);
     atomic_fetch_add(&u->epoch, 1);
     memset(u->registers, 0, sizeof u->registers);
-    u->has_job = u->running = u->done = 0;
+    u->has_job = u->short_job = u->running = u->done = 0;
     u->health = u->jobs = 0;
     u->build = build;
     pthread_mutex_unlock(&u->lock);

@@ -17,7 +17,7 @@ typedef struct bw_card_unit bw_card_unit;
 typedef struct bw_card_unit_options {
     const char *faults; /* directory, NULL: none; borrowed */
     int card;           /* its index, for faults */
-    int inline_jobs;    /* carry jobs out inside the write of START, without a thread */
+    int inline_jobs;    /* carry every job out as if it were a short one, without a thread */
 } bw_card_unit_options;
 
 bw_status bw_card_unit_create(bw_card_memory *memory, const bw_card_unit_options *options, bw_card_unit **unit,
@@ -29,6 +29,10 @@ void bw_card_unit_destroy(bw_card_unit *unit);
  * is under way. */
 uint32_t bw_card_unit_read(bw_card_unit *unit, uint32_t offset);
 void bw_card_unit_write(bw_card_unit *unit, uint32_t offset, uint32_t value);
+
+/* Carries out a started job that is known to be short, on the calling thread; to be called when there is nothing else
+ * to do. A read of CTRL does so too. */
+void bw_card_unit_work(bw_card_unit *unit);
 
 /* The card is configured as `build` (0: as nothing, jobs fail): a job under way is given up, even a frozen one, and
  * what it computes does not arrive; registers are as after power-on. */

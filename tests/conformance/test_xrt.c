@@ -557,7 +557,8 @@ static void many_runs(void **state)
             card_memory = resident(pid);
         }
         assert_int_equal(count_files(), files);
-        assert_int_equal(count_threads(), threads);
+        assert_true(count_threads() <=
+                    threads + 1); /* a scheduler of XRT's that has had its day goes at the next run */
         print_message("# %d runs: %u files, %u threads, %ld + %ld KiB\n", (round + 2) * runs, files, threads,
                       resident(getpid()), resident(pid));
         if (!san || !*san) { /* a sanitizer keeps what was freed */

@@ -105,9 +105,6 @@ static void let_go(bw_xrt_card *c)
     c->run = NULL;
     c->kernel = NULL;
     memset(c->bank_used, 0, sizeof c->bank_used);
-    pthread_mutex_lock(&c->info_lock);
-    memset(&c->shown, 0, sizeof c->shown);
-    pthread_mutex_unlock(&c->info_lock);
 }
 
 static void close_device(bw_xrt_card *c)
@@ -202,6 +199,7 @@ static bw_status bring_up(bw_xrt_card *c, bw_error *err)
     if (status)
         return status;
     c->generation++;
+    c->needs_reset = 0;
     pthread_mutex_lock(&c->info_lock);
     c->shown = c->xclbin.accelerator;
     pthread_mutex_unlock(&c->info_lock);
@@ -222,14 +220,14 @@ bw_status bw_xrt_card_configure(bw_xrt_card *c, const void *payload, size_t size
     if (!copy)
         return bw_fail(err, BW_NO_MEMORY, "no memory for an xclbin of %zu bytes", size);
     memcpy(copy, payload, size);
-    close_device(c);
+    let_go(c);
     void *old = c->payload;
     const size_t old_size = c->payload_size;
     const bw_xclbin old_xclbin = c->xclbin;
     c->payload = copy;
     c->payload_size = size;
     c->xclbin = xclbin;
-    status = open_device(c, err);
+    status = c->device ? BW_OK : open_device(c, err);
     if (!status)
         status = bring_up(c, err);
     if (status) { /* a reset brings back what was there */
@@ -265,10 +263,13 @@ bw_status bw_xrt_card_reset(bw_xrt_card *c, bw_error *err)
     }
     bw_error why_not = {BW_OK, ""};
     bw_status status = BW_DEVICE_LOST;
-    /* One that is lost while it comes up is worth another try; one that comes up as something else is not. */
+    /* One that is lost while it comes up is worth another try; one that comes up as something else is not. A device
+     * that is closed and opened costs XRT a thread that it never ends: that comes last. */
     for (int tries = 0; tries < RESET_TRIES && status == BW_DEVICE_LOST; tries++) {
-        close_device(c);
-        status = open_device(c, &why_not);
+        let_go(c);
+        if (tries == RESET_TRIES - 1)
+            close_device(c);
+        status = c->device ? BW_OK : open_device(c, &why_not);
         if (!status && c->payload)
             status = bring_up(c, &why_not);
     }

@@ -40,6 +40,7 @@ typedef struct bw_xrt_card {
     xrtRunHandle run;
     int group;           /* memory group of the kernel's buffers, the highest bank that they may lie in */
     int run_pending;     /* a run has been started and has not ended */
+    int needs_reset;     /* a job has failed; the device that had it will reset the card, another must not run before */
     uint32_t sequence;   /* of the last job */
     uint64_t generation; /* counts configurations: what was in the card's memory before is gone */
     uint64_t bank_used[BW_ACCEL_BANKS_MAX];
@@ -66,7 +67,7 @@ void bw_xrt_card_close(bw_xrt_card *card);
  * BW_INCOMPATIBLE: refused, nothing has changed. Else the card is in an unknown state. */
 bw_status bw_xrt_card_configure(bw_xrt_card *card, const void *payload, size_t size, const char *bitstream,
                                 bw_error *err);
-/* Closes and opens the card and configures it as before. BW_DEVICE_LOST: it does not come back. */
+/* Ends what the card is doing and configures it as before. BW_DEVICE_LOST: it does not come back. */
 bw_status bw_xrt_card_reset(bw_xrt_card *card, bw_error *err);
 
 /* BW_NO_MEMORY: no bank has so much left. */

@@ -13,7 +13,7 @@ done
 needs=$(readelf -d "$shipped" | sed -n 's/.*(NEEDED).*\[\(.*\)\].*/-l:\1/p' | grep -v 'l:ld-linux')
 wraps=
 for f in malloc realloc posix_memalign setenv getenv fork exit waitpid kill sigaction sleep system socket connect bind \
-    listen select accept read write close _ZN6google8protobuf23ShutdownProtobufLibraryEv; do
+    listen select accept read write close usleep _ZNSt18condition_variable10notify_oneEv _ZN6google8protobuf23ShutdownProtobufLibraryEv; do
     wraps="$wraps,--wrap=$f"
 done
 # shellcheck disable=SC2086

@@ -28,6 +28,9 @@
 #include <sys/mman.h>
 #include <sys/select.h>
 #include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/uio.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -38,14 +41,28 @@
 #define REPLY_HEAD 9
 #define REQUEST    14
 #define REPLY_MAX  ((size_t)40 << 20)
+#define REPLY_ROOM ((size_t)4096)
+#define SPIN_US    50 /* most replies are here before a thread could sleep and wake up */
 
-enum { CALL_LOAD = 3, CALL_TO_DEVICE = 6, CALL_FROM_DEVICE = 7, CALL_READ_CTRL = 11, CALL_REG_READ = 52 };
+enum {
+    CALL_CLOSE = 1,
+    CALL_LOAD = 3,
+    CALL_TO_DEVICE = 6,
+    CALL_FROM_DEVICE = 7,
+    CALL_READ_CTRL = 11,
+    CALL_REG_READ = 52
+};
 
 typedef struct link_state {
     int used, fd;  /* fd -1: lost */
     pid_t process; /* of the card, 0: not known */
+    struct sockaddr_un at;
+    pthread_t scheduler; /* the thread of the latest configuration; older ones may go */
+    int has_scheduler;
     /* The request under way; the archives' code has one at a time. */
     unsigned call;
+    uint8_t head[REQUEST]; /* kept until the body comes: one message to the card, not two */
+    int has_head;
     size_t request_left; /* bytes of its body that are still to be written */
     uint8_t *reply;
     size_t reply_size, reply_at, reply_room;
@@ -61,6 +78,7 @@ static __thread pid_t last_process;
 static __thread link_state *last_link;
 
 void *__real_malloc(size_t size);
+void *__real_realloc(void *p, size_t size);
 void __real_exit(int code) __attribute__((noreturn));
 pid_t __real_fork(void);
 pid_t __real_waitpid(pid_t pid, int *status, int options);
@@ -74,14 +92,21 @@ ssize_t __real_read(int fd, void *to, size_t size);
 ssize_t __real_write(int fd, const void *from, size_t size);
 int __real_close(int fd);
 int __real_kill(pid_t pid, int number);
+int __real_usleep(unsigned us);
+void __real__ZNSt18condition_variable10notify_oneEv(void *condition);
 int __real_setenv(const char *name, const char *value, int overwrite);
 char *__real_getenv(const char *name);
 
-static int64_t now_ms(void)
+static int64_t now_us(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+    return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+
+static int64_t now_ms(void)
+{
+    return now_us() / 1000;
 }
 
 static int64_t patience(const char *name, int64_t otherwise)
@@ -233,6 +258,59 @@ void __wrap__ZN6google8protobuf23ShutdownProtobufLibraryEv(void)
 {
 }
 
+/* --- the scheduler's thread --------------------------------------------------------------------------------------- */
+
+/* It looks for commands every 10 us, for ever. Here it sleeps until there is one: add_cmd notifies a condition on which
+ * nobody waits. */
+static pthread_mutex_t news_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t news_came = PTHREAD_COND_INITIALIZER;
+static unsigned news;
+static __thread unsigned requests; /* that this thread has sent */
+
+void __wrap__ZNSt18condition_variable10notify_oneEv(void *condition);
+void __wrap__ZNSt18condition_variable10notify_oneEv(void *condition)
+{
+    __real__ZNSt18condition_variable10notify_oneEv(condition);
+    pthread_mutex_lock(&news_lock);
+    news++;
+    pthread_cond_broadcast(&news_came);
+    pthread_mutex_unlock(&news_lock);
+}
+
+int __wrap_usleep(unsigned us)
+{
+    static __thread unsigned requests_before, news_before;
+    static __thread int64_t last_ms;
+    if (requests != requests_before) { /* a command is under way: the card makes it wait while it works on it */
+        const int64_t now = now_ms();
+        if (now == last_ms)
+            __real_usleep(us);
+        last_ms = now;
+        requests_before = requests;
+        if (last_link) {
+            last_link->scheduler = pthread_self();
+            last_link->has_scheduler = 1;
+        }
+        return 0;
+    }
+    /* Configured anew, a device gets another scheduler, and nobody ends the old one. */
+    if (last_link && last_link->has_scheduler && !pthread_equal(last_link->scheduler, pthread_self())) {
+        pthread_detach(pthread_self());
+        pthread_exit(NULL);
+    }
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += 100000000;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    pthread_mutex_lock(&news_lock);
+    if (news == news_before)
+        pthread_cond_timedwait(&news_came, &news_lock, &until);
+    news_before = news;
+    pthread_mutex_unlock(&news_lock);
+    return 0;
+}
+
 /* --- links -------------------------------------------------------------------------------------------------------- */
 
 static link_state *link_of(int number)
@@ -285,6 +363,8 @@ int __wrap_bind(int number, const struct sockaddr *to, socklen_t size)
     link_state *l = link_of(number);
     if (!l)
         return __real_bind(number, to, size);
+    if (size <= sizeof l->at)
+        memcpy(&l->at, to, size);
     if (l->fd >= 0 && __real_bind(l->fd, to, size))
         lose(l);
     return 0;
@@ -326,6 +406,15 @@ static int wait_for_card(link_state *l)
     return -1;
 }
 
+/* The patience with a card's replies. */
+static void limit_time(int fd)
+{
+    const int64_t ms = patience("BW_XRT_REPLY_MS", 1000);
+    const struct timeval limit = {ms / 1000, ms % 1000 * 1000};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+}
+
 int __wrap_accept(int number, struct sockaddr *from, socklen_t *size)
 {
     link_state *l = link_of(number);
@@ -338,10 +427,50 @@ int __wrap_accept(int number, struct sockaddr *from, socklen_t *size)
     link_state *card = link_of(made);
     if (card) {
         card->process = process;
-        if (fd < 0)
+        card->at = l->at;
+        if (fd >= 0)
+            limit_time(fd);
+        else
             lose(card);
     }
     return made;
+}
+
+/* A lost card is to be configured: another process takes its place, as a card does that was reset. The archives' code
+ * starts one only for a device that has never had one. */
+static void revive(link_state *l)
+{
+    const char *vitis = __real_getenv("XILINX_VITIS"), *mode = __real_getenv("XCL_EMULATION_MODE");
+    char path[4096];
+    if (!vitis || !mode || strcmp(mode, "sw_emu") != 0 || !l->at.sun_path[0])
+        return;
+    snprintf(path, sizeof path, "%s/data/emulation/unified/cpu_em/generic_pcie/model/genericpciemodel", vitis);
+    if (l->process) {
+        if (!has_ended(l->process))
+            __real_kill(l->process, SIGKILL);
+        __real_waitpid(l->process, NULL, 0);
+    }
+    l->process = 0;
+    unlink(l->at.sun_path);
+    const int fd = __real_socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd >= 0 && __real_bind(fd, (const struct sockaddr *)&l->at, sizeof l->at) == 0 && __real_listen(fd, 1) == 0) {
+        const char *id = strrchr(l->at.sun_path, '/');
+        __wrap_setenv("EMULATION_SOCKETID", id ? id + 1 : l->at.sun_path, 1);
+        pid_t pid = __wrap_fork();
+        if (pid == 0) {
+            execl(path, path, (char *)NULL);
+            _exit(127);
+        }
+        if (pid > 0) {
+            l->process = pid;
+            l->fd = fd; /* to wait on */
+            l->fd = wait_for_card(l);
+            if (l->fd >= 0)
+                limit_time(l->fd);
+        }
+    }
+    if (fd >= 0)
+        __real_close(fd);
 }
 
 int __wrap_close(int number)
@@ -362,45 +491,22 @@ int __wrap_close(int number)
 
 /* --- requests ----------------------------------------------------------------------------------------------------- */
 
-static int wait_until(int fd, short events, int64_t end)
-{
-    for (;;) {
-        int64_t left = end - now_ms();
-        if (left <= 0)
-            return -1;
-        struct pollfd p = {fd, events, 0};
-        int n = poll(&p, 1, (int)left);
-        if (n > 0)
-            return 0;
-        if (n < 0 && errno != EINTR)
-            return -1;
-    }
-}
-
 static int push(link_state *l, const uint8_t *at, size_t size)
 {
-    const int64_t end = now_ms() + patience("BW_XRT_REPLY_MS", 1000);
-    while (size) {
-        ssize_t n = send(l->fd, at, size, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (n > 0) {
-            at += n;
-            size -= (size_t)n;
-        } else if (errno == EAGAIN ? wait_until(l->fd, POLLOUT, end) : errno != EINTR) {
+    struct iovec parts[2] = {{l->head, l->has_head ? REQUEST : 0}, {(void *)at, size}};
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = 2};
+    l->has_head = 0;
+    while (parts[0].iov_len + parts[1].iov_len) {
+        ssize_t n = sendmsg(l->fd, &message, MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0) /* also when it takes too long: the socket has a time limit */
             return -1;
-        }
-    }
-    return 0;
-}
-
-static int pull(link_state *l, uint8_t *at, size_t size, int64_t end)
-{
-    while (size) {
-        ssize_t n = recv(l->fd, at, size, MSG_DONTWAIT);
-        if (n > 0) {
-            at += n;
-            size -= (size_t)n;
-        } else if (n == 0 || (errno == EAGAIN ? wait_until(l->fd, POLLIN, end) : errno != EINTR)) {
-            return -1;
+        for (int i = 0; i < 2; i++) {
+            size_t part = (size_t)n < parts[i].iov_len ? (size_t)n : parts[i].iov_len;
+            parts[i].iov_base = (uint8_t *)parts[i].iov_base + part;
+            parts[i].iov_len -= part;
+            n -= (ssize_t)part;
         }
     }
     return 0;
@@ -416,19 +522,41 @@ static int room_for(link_state *l, size_t size)
     return l->reply ? 0 : -1;
 }
 
+/* All of it, in as few calls as it comes in: there is never more than one reply on its way. */
 static int fetch_reply(link_state *l)
 {
-    const int64_t end = now_ms() + patience("BW_XRT_REPLY_MS", 1000);
-    uint8_t head[REPLY_HEAD];
-    uint64_t size;
-    if (pull(l, head, sizeof head, end))
+    uint64_t size = 0;
+    size_t have = 0, want = REPLY_HEAD;
+    if (room_for(l, REPLY_ROOM))
         return -1;
-    memcpy(&size, head + 1, 8);
-    if (head[0] != 9 || size > REPLY_MAX || room_for(l, REPLY_HEAD + size))
-        return -1;
-    memcpy(l->reply, head, sizeof head);
-    l->reply_size = REPLY_HEAD + size;
-    return pull(l, l->reply + REPLY_HEAD, size, end);
+    while (have < want) {
+        ssize_t n = -1;
+        for (int64_t end = l->call == CALL_READ_CTRL ? 0 : now_us() + SPIN_US; n < 0 && now_us() < end;)
+            n = recv(l->fd, l->reply + have, l->reply_room - have, MSG_DONTWAIT);
+        if (n < 0)
+            n = recv(l->fd, l->reply + have, l->reply_room - have, 0);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return -1;
+        const size_t before = have;
+        have += (size_t)n;
+        if (before < REPLY_HEAD && have >= REPLY_HEAD) {
+            memcpy(&size, l->reply + 1, 8);
+            if (l->reply[0] != 9 || size > REPLY_MAX)
+                return -1;
+            want = REPLY_HEAD + size;
+            if (want > l->reply_room) {
+                uint8_t *grown = __real_realloc(l->reply, want);
+                if (!grown)
+                    return -1;
+                l->reply = grown;
+                l->reply_room = want;
+            }
+        }
+    }
+    l->reply_size = want;
+    return have == want ? 0 : -1;
 }
 
 /* What a card says that is not there. */
@@ -465,11 +593,17 @@ ssize_t __wrap_write(int number, const void *from, size_t size)
         memcpy(&body, (const uint8_t *)from + 1, 8);
         memcpy(&call, (const uint8_t *)from + 10, 4);
         l->call = call;
+        requests++;
         l->request_left = body;
         l->reply_size = l->reply_at = 0;
-    } else {
-        l->request_left -= size < l->request_left ? size : l->request_left;
+        memcpy(l->head, from, REQUEST);
+        l->has_head = 1;
+        return (ssize_t)size; /* even an empty body is written */
     }
+    l->request_left -= size < l->request_left ? size : l->request_left;
+    /* {2: handle, 3: 0}: what is configured ends, a configuration follows. */
+    if (l->fd < 0 && l->call == CALL_CLOSE && size >= 2 && memcmp((const uint8_t *)from + size - 2, "\x18", 2) == 0)
+        revive(l);
     if (l->fd >= 0 && push(l, from, size))
         lose(l);
     return (ssize_t)size;
