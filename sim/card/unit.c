@@ -283,7 +283,7 @@ static void finish_job(bw_card_unit *u, const job *j)
     s.code = (uint32_t)carry_out(u, j, &s, &err);
     s.busy_ns = bw_now_ns() - start;
     if (s.code)
-        snprintf(s.message, sizeof s.message, "%s", err.message);
+        snprintf(s.message, sizeof s.message, "%.191s", err.message);
     pthread_mutex_lock(&u->lock);
     if (s.code == BW_ACCEL_MEMORY)
         u->health |= BW_ACCEL_HEALTH_ECC;

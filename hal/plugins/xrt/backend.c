@@ -29,7 +29,7 @@ static void fill_info(const bw_xrt_card_info *card, const bw_accelerator *config
         snprintf(memory, sizeof memory, ", %u banks of %llu MiB", configured->bank_count,
                  (unsigned long long)(configured->bank_bytes >> 20));
     if (card->address[0])
-        snprintf(info->name, sizeof info->name, "%s at %s%s", card->name, card->address, memory);
+        snprintf(info->name, sizeof info->name, "%.48s at %.15s%s", card->name, card->address, memory);
     else
         snprintf(info->name, sizeof info->name, "emulated card (XRT %s)%s", card->mode, memory);
     snprintf(info->part, sizeof info->part, "%s", card->name);

@@ -161,7 +161,8 @@ static bw_status check_identity(bw_xrt_card *c, bw_error *err)
     const uint32_t magic = bw_xrt_card_register(c, BW_ACCEL_AT_MAGIC), isa = bw_xrt_card_register(c, BW_ACCEL_AT_ISA);
     const uint64_t build =
         bw_xrt_card_register(c, BW_ACCEL_AT_BUILD) | (uint64_t)bw_xrt_card_register(c, BW_ACCEL_AT_BUILD + 4) << 32;
-    if (magic == 0xffffffff)
+    /* It may have been lost between two reads. */
+    if (magic == 0xffffffff || bw_xrt_card_register(c, BW_ACCEL_AT_MAGIC) == 0xffffffff)
         return bw_fail(err, BW_DEVICE_LOST, "card %u does not answer: its registers read as ones", c->index);
     if (magic != BW_ACCEL_MAGIC || build != c->xclbin.build)
         return bw_fail(

@@ -154,7 +154,7 @@ static unsigned list_cards(char addresses[CARDS_MAX][16])
     for (struct dirent *e; dir && count < CARDS_MAX && (e = readdir(dir));) {
         unsigned domain, bus, slot, function;
         if (sscanf(e->d_name, "%x:%x:%x.%x", &domain, &bus, &slot, &function) == 4 && strlen(e->d_name) < 16)
-            snprintf(addresses[count++], 16, "%s", e->d_name);
+            snprintf(addresses[count++], 16, "%.15s", e->d_name);
     }
     if (dir)
         closedir(dir);
