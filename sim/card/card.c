@@ -25,6 +25,7 @@ struct bw_card {
     uint8_t *piece; /* for transfers to the host */
     size_t piece_room;
     uint32_t word; /* of a register, on its way */
+    int offsets;   /* hw_emu: addresses of transfers are those of buffers, offsets come beside them */
 };
 
 bw_status bw_card_create(const bw_card_options *options, bw_card **card, bw_error *err)
@@ -67,6 +68,34 @@ static uint64_t build_of(const char *xml, size_t size)
     return strtoull(text, NULL, 0);
 }
 
+/* Memory and compute unit as wanted; nothing is configured yet. */
+static int make(bw_card *c, uint64_t memory)
+{
+    bw_error err = {BW_OK, ""};
+    if (c->memory && bw_card_memory_size(c->memory) != memory) {
+        bw_card_unit_destroy(c->unit);
+        bw_card_memory_destroy(c->memory);
+        c->unit = NULL;
+        c->memory = NULL;
+    }
+    bw_card_unit_options unit = {c->options.faults, c->options.index, c->options.inline_jobs};
+    if ((!c->memory && bw_card_memory_create(memory, &c->memory, &err)) ||
+        (!c->unit && bw_card_unit_create(c->memory, &unit, &c->unit, &err))) {
+        bw_log(BW_LOG_ERROR, "card", "%s", err.message);
+        return 0;
+    }
+    return 1;
+}
+
+static void configure(bw_card *c, uint64_t build)
+{
+    if (build && bw_card_fault(c->options.faults, c->options.index, "build", NULL))
+        build ^= 0xbad;
+    bw_card_unit_configure(c->unit, build);
+    bw_log(BW_LOG_INFO, "card", "configured as build %016llx with %llu bytes of memory", (unsigned long long)build,
+           (unsigned long long)bw_card_memory_size(c->memory));
+}
+
 /* An empty XML file's name is a host that only wants memory. */
 static int load(bw_card *c, const bw_wire_message *m)
 {
@@ -79,22 +108,8 @@ static int load(bw_card *c, const bw_wire_message *m)
         }
         memory += m->banks[i];
     }
-    bw_error err = {BW_OK, ""};
-    if (c->memory && bw_card_memory_size(c->memory) != memory) {
-        bw_card_unit_destroy(c->unit);
-        bw_card_memory_destroy(c->memory);
-        c->unit = NULL;
-        c->memory = NULL;
-    }
-    if (!c->memory && bw_card_memory_create(memory, &c->memory, &err)) {
-        bw_log(BW_LOG_ERROR, "card", "%s", err.message);
+    if (!make(c, memory))
         return 0;
-    }
-    bw_card_unit_options unit = {c->options.faults, c->options.index, c->options.inline_jobs};
-    if (!c->unit && bw_card_unit_create(c->memory, &unit, &c->unit, &err)) {
-        bw_log(BW_LOG_ERROR, "card", "%s", err.message);
-        return 0;
-    }
     char path[4096];
     uint64_t build = c->options.build;
     if (!build && m->size[1] > 0 && m->size[1] < sizeof path) {
@@ -102,18 +117,27 @@ static int load(bw_card *c, const bw_wire_message *m)
         path[m->size[1]] = 0;
         void *xml;
         size_t size;
+        bw_error err = {BW_OK, ""};
         if (bw_file_read(path, XML_MAX, &xml, &size, &err)) {
             bw_log(BW_LOG_ERROR, "card", "%s", err.message);
             return 0;
         }
         build = build_of(xml, size);
         free(xml);
-        if (bw_card_fault(c->options.faults, c->options.index, "build", NULL))
-            build ^= 0xbad;
     }
-    bw_card_unit_configure(c->unit, build);
-    bw_log(BW_LOG_INFO, "card", "configured as build %016llx with %llu bytes of memory", (unsigned long long)build,
-           (unsigned long long)memory);
+    configure(c, build);
+    return 1;
+}
+
+/* In hw_emu nobody says what to come up as: the simulator is the card of the xclbin. */
+static int power_on(bw_card *c)
+{
+    const bw_accelerator *a = bw_accelerator_find(NULL);
+    const uint64_t memory = a->bank_count * a->bank_bytes;
+    if (c->unit || memory > c->options.memory_limit || !make(c, memory))
+        return 0;
+    configure(c, c->options.build ? c->options.build : bw_accelerator_build(a));
+    c->offsets = 1;
     return 1;
 }
 
@@ -133,7 +157,7 @@ static void refused(const char *what, uint64_t address, uint64_t size, bw_card_a
 
 static void to_device(bw_card *c, const bw_wire_message *m, bw_wire_reply *reply)
 {
-    const uint64_t at = m->value[3], size = m->size[4];
+    const uint64_t at = m->value[3] + (c->offsets ? m->value[6] : 0), size = m->size[4];
     bw_card_access why = c->memory ? BW_CARD_ACCESS_OK : BW_CARD_ACCESS_OUTSIDE;
     if (!why && !bw_card_fault(c->options.faults, c->options.index, "lost", NULL))
         why = bw_card_memory_write(c->memory, at, m->bytes[4], size);
@@ -144,7 +168,7 @@ static void to_device(bw_card *c, const bw_wire_message *m, bw_wire_reply *reply
 
 static bw_card_next from_device(bw_card *c, const bw_wire_message *m, bw_wire_reply *reply, bw_error *err)
 {
-    const uint64_t at = m->value[4], size = m->value[5];
+    const uint64_t at = m->value[4] + (c->offsets ? m->value[6] : 0), size = m->value[5];
     if (size > BW_WIRE_BODY_MAX)
         return bw_fail(err, BW_CORRUPT, "a transfer of %llu bytes, expected at most %llu", (unsigned long long)size,
                        (unsigned long long)BW_WIRE_BODY_MAX),
@@ -211,12 +235,16 @@ bw_card_next bw_card_request(bw_card *c, uint32_t call, const void *body, size_t
     case BW_WIRE_CLOSE:
         if (c->unit)
             bw_card_unit_configure(c->unit, 0);
-        if (m.value[3])
+        if (m.value[3] || c->offsets) /* hw_emu starts another for the next configuration */
             next = BW_CARD_END;
         bw_wire_number(reply, 1, 1);
         break;
     case BW_WIRE_LOAD:
         bw_wire_number(reply, 1, (uint64_t)load(c, &m));
+        break;
+    case BW_WIRE_ENVIRONMENT:
+        power_on(c);
+        bw_wire_number(reply, 1, 1);
         break;
     case BW_WIRE_ALLOC: {
         int fits = c->memory && has(&m, 1, 2) && bw_card_memory_alloc(c->memory, m.value[1], m.value[2]) == 0;

@@ -22,17 +22,18 @@
 #define BW_WIRE_BANKS        16u
 
 enum {
-    BW_WIRE_CLOSE = 1,       /* 3: bool, the last; without it: what is configured ends */
-    BW_WIRE_LOAD = 3,        /* 1: XML file, 8: {7: bytes of a memory bank}... */
-    BW_WIRE_ALLOC = 4,       /* 1: address, 2: bytes */
-    BW_WIRE_FREE = 5,        /* 1: address */
-    BW_WIRE_TO_DEVICE = 6,   /* 3: address, 4: bytes, 5: their count */
-    BW_WIRE_FROM_DEVICE = 7, /* 4: address, 5: count; reply 1: count, 2: bytes */
-    BW_WIRE_WRITE_CTRL = 9,  /* 2: address, 3: count, 4: bytes */
-    BW_WIRE_READ_CTRL = 11,  /* 2: address, 3: count; reply 1: ok, 2: bytes */
-    BW_WIRE_SETUP = 28,      /* streams: none here */
-    BW_WIRE_REG_WRITE = 51,  /* 1: base, 2: offset, 3: four bytes */
-    BW_WIRE_REG_READ = 52,   /* 1: base, 2: offset, 3: count; reply as READ_CTRL */
+    BW_WIRE_CLOSE = 1,        /* 3: bool, the last; without it: what is configured ends */
+    BW_WIRE_LOAD = 3,         /* 1: XML file, 8: {7: bytes of a memory bank}... */
+    BW_WIRE_ALLOC = 4,        /* 1: address, 2: bytes */
+    BW_WIRE_FREE = 5,         /* 1: address */
+    BW_WIRE_TO_DEVICE = 6,    /* 3: address, 4: bytes, 5: their count */
+    BW_WIRE_FROM_DEVICE = 7,  /* 4: address, 5: count; reply 1: count, 2: bytes */
+    BW_WIRE_WRITE_CTRL = 9,   /* 2: address, 3: count, 4: bytes */
+    BW_WIRE_READ_CTRL = 11,   /* 2: address, 3: count; reply 1: ok, 2: bytes */
+    BW_WIRE_ENVIRONMENT = 20, /* hw_emu, the first */
+    BW_WIRE_SETUP = 28,       /* streams: none here */
+    BW_WIRE_REG_WRITE = 51,   /* 1: base, 2: offset, 3: four bytes */
+    BW_WIRE_REG_READ = 52,    /* 1: base, 2: offset, 3: count; reply as READ_CTRL */
 };
 
 typedef struct bw_wire_message {
