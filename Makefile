@@ -60,6 +60,9 @@ SYSLIBS  := $(LIBS_service) $(LIBS_proto) $(LIBS_host) $(LIBS_hal) $(LIBS_kernel
 # kernels/ and hal/base.h from the program that loads it. PLUGIN_FLAGS_NAME, PLUGIN_LIBS_NAME: more flags, more
 # libraries; PLUGIN_GEN_NAME: generated C files below $(GEN).
 PLUGIN_PKGS_opencl := OpenCL
+PLUGIN_GEN_opencl  := $(GEN)/kernels/opencl/source.c
+# In the order of what they build on.
+CL_SOURCES := $(addprefix kernels/opencl/,op.h formats.cl tile.cl vector.cl conv.cl)
 # XRT's pkg-config file names a folder that is not there: its headers are looked for, its libraries loaded at run time.
 XRT_INCLUDE := $(patsubst %/xclbin.h,%,$(firstword $(wildcard /usr/include/xrt/xclbin.h /opt/xilinx/xrt/include/xclbin.h)))
 PLUGIN_PKGS_xrt    := uuid
@@ -137,6 +140,10 @@ $(GEN)/%.pb-c.c $(GEN)/%.pb-c.h: %.proto
 	@mkdir -p $(@D)
 	protoc-c --proto_path=. --c_out=$(GEN) $<
 
+$(GEN)/kernels/opencl/source.c: kernels/opencl/embed.sh $(CL_SOURCES)
+	@mkdir -p $(@D)
+	@sh kernels/opencl/embed.sh $@ $(CL_SOURCES)
+
 define folder_rules
 $(BUILD)/lib/libbw_$(1).a: $$(call objs,$(1)) $$(call pbobjs,$(1))
 	@mkdir -p $$(@D)
@@ -157,6 +164,7 @@ PLUGIN_CFLAGS_$(1)  := $$(if $$(PLUGIN_PKGS_$(1)),$$(shell pkg-config --cflags $
 PLUGIN_LDLIBS_$(1)  := $$(if $$(PLUGIN_PKGS_$(1)),$$(shell pkg-config --libs $$(PLUGIN_PKGS_$(1)))) $$(PLUGIN_LIBS_$(1))
 PLUGIN_OBJS_$(1)    := $$(patsubst %.c,$(BUILD)/%.o,$$(wildcard hal/plugins/$(1)/*.c)) \
     $$(patsubst $(GEN)/%.c,$(BUILD)/gen/%.o,$$(PLUGIN_GEN_$(1)))
+$$(PLUGIN_OBJS_$(1)): | $$(PLUGIN_GEN_$(1))
 $$(PLUGIN_OBJS_$(1)): PKG_CFLAGS += $$(PLUGIN_CFLAGS_$(1))
 $(BUILD)/lib/libbw_hal_$(1).so: $$(PLUGIN_OBJS_$(1))
 	@mkdir -p $$(@D)

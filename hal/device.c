@@ -235,7 +235,8 @@ void bw_turn_give(bw_device *dev)
 {
     dev->turn = false;
     pthread_cond_broadcast(&dev->changed);
-    pthread_cond_broadcast(&dev->wake);
+    if (dev->queue)
+        pthread_cond_broadcast(&dev->wake);
 }
 
 void bw_device_die(bw_device *dev, const char *reason)

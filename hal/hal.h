@@ -88,6 +88,18 @@ const bw_program *bw_image_program(const bw_image *image);
  * that hangs is aborted after 0.25 s more. Else as bw_fence_wait. */
 bw_status bw_image_run(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t timeout_ns, bw_error *err);
 
+/* What became of a run: whether the device had it (0: it was refused), and nanoseconds in the queue and on the device.
+ */
+typedef struct bw_run_times {
+    int submitted;
+    uint64_t queued_ns, running_ns;
+} bw_run_times;
+/* The same for whoever measures, but does not wait for room: BW_EXHAUSTED when the queue is full. spent_ns: as for
+ * bw_image_submit_timed, or NULL. times: filled if not NULL. After BW_DEVICE_LOST of a run that was submitted a device
+ * that never came back may still write to out and spent_ns. */
+bw_status bw_image_run_timed(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t timeout_ns,
+                             uint64_t *spent_ns, bw_run_times *times, bw_error *err);
+
 /* Queues a run and returns at once. in and out are borrowed until the fence has been waited for with a final result
  * (anything but BW_TIMEOUT) or released; 4-byte aligned. BW_EXHAUSTED: the device's queue (64 runs) is full.
  * BW_DEVICE_LOST: the device is dead. BW_NOT_FOUND: a bitstream was loaded after the image. BW_INVALID_ARGUMENT. */

@@ -194,10 +194,17 @@ static bw_status check_submit(const bw_image *image, const void *in, const void 
     return BW_OK;
 }
 
-/* wait: stay until the queue has room or the deadline (0: none) has passed. */
-static bw_status submit(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t *spent_ns, bool wait,
-                        uint64_t deadline_ns, bw_fence **fence, bw_error *err)
+/* How a caller submits. */
+typedef enum submit_mode {
+    SUBMIT,          /* and goes on */
+    SUBMIT_AND_STAY, /* waits for the result next: may do the work itself */
+    SUBMIT_PATIENTLY /* the same, and waits until the queue has room or the deadline (0: none) has passed */
+} submit_mode;
+
+static bw_status submit(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t *spent_ns,
+                        submit_mode mode, uint64_t deadline_ns, bw_fence **fence, bw_error *err)
 {
+    const bool wait = mode == SUBMIT_PATIENTLY;
     if (fence)
         *fence = NULL;
     bw_status status = check_submit(image, in, out, batch, fence, err);
@@ -236,18 +243,33 @@ static bw_status submit(bw_image *image, const void *in, void *out, uint32_t bat
     made->submitted_ns = bw_now_ns();
     image->refs++;
     image->active++;
+    const bool here = mode != SUBMIT && bw_worker_idle(dev);
     *dev->tail = made;
     dev->tail = &made->next;
     dev->queued++;
     *fence = made;
-    pthread_cond_signal(&dev->wake);
+    if (here) {
+        made->deadline_ns = deadline_ns;
+        bw_worker_run_here(dev);
+    } else {
+        pthread_cond_signal(&dev->wake);
+    }
     pthread_mutex_unlock(&dev->lock);
     return BW_OK;
 }
 
 bw_status bw_image_submit(bw_image *image, const void *in, void *out, uint32_t batch, bw_fence **fence, bw_error *err)
 {
-    return submit(image, in, out, batch, NULL, false, 0, fence, err);
+    return submit(image, in, out, batch, NULL, SUBMIT, 0, fence, err);
+}
+
+static bw_status check_timed(const bw_image *image, bw_error *err)
+{
+    if (image_ok(image) && !bw_backend_times(image->device->backend))
+        return bw_fail(err, BW_UNSUPPORTED,
+                       "%s: backend '%s' does not time instructions: take another device, or measure whole runs",
+                       image->device->uri, image->device->backend->name);
+    return BW_OK;
 }
 
 bw_status bw_image_submit_timed(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t *spent_ns,
@@ -258,23 +280,25 @@ bw_status bw_image_submit_timed(bw_image *image, const void *in, void *out, uint
     if (!spent_ns)
         return bw_fail(err, BW_INVALID_ARGUMENT,
                        "bw_image_submit_timed: spent_ns is NULL, expected an element for each instruction");
-    if (image_ok(image) && !bw_backend_times(image->device->backend))
-        return bw_fail(err, BW_UNSUPPORTED,
-                       "%s: backend '%s' does not time instructions: take another device, or measure whole runs",
-                       image->device->uri, image->device->backend->name);
-    return submit(image, in, out, batch, spent_ns, false, 0, fence, err);
+    bw_status status = check_timed(image, err);
+    return status ? status : submit(image, in, out, batch, spent_ns, SUBMIT, 0, fence, err);
 }
 
-bw_status bw_image_run(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t timeout_ns, bw_error *err)
+/* Submits, waits, and sees to it that the run has ended. */
+static bw_status run(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t *spent_ns, submit_mode mode,
+                     uint64_t timeout_ns, bw_run_times *times, bw_error *err)
 {
     uint64_t deadline = deadline_of(timeout_ns);
     bw_fence *fence;
-    bw_status status = submit(image, in, out, batch, NULL, true, deadline, &fence, err);
+    bw_status status = submit(image, in, out, batch, spent_ns, mode, deadline, &fence, err);
     if (status)
         return status;
     uint64_t now = bw_now_ns();
     status = bw_fence_wait(fence, !deadline ? 0 : deadline > now ? deadline - now : 1, err);
-    if (status == BW_TIMEOUT) {
+    if (status == BW_CANCELLED && fence->deadline_ns) { /* by the supervisor: nobody else knows the fence */
+        status = bw_fail(err, BW_TIMEOUT, "%s: the run was not over after %.3f ms", image->device->uri,
+                         (double)timeout_ns / 1e6);
+    } else if (status == BW_TIMEOUT) {
         /* The buffers are the caller's again when this returns: the run has to end first. */
         bw_fence_cancel(fence);
         bw_error error;
@@ -285,8 +309,26 @@ bw_status bw_image_run(bw_image *image, const void *in, void *out, uint32_t batc
                 *err = error;
         }
     }
+    if (times) {
+        times->submitted = 1;
+        bw_fence_times(fence, &times->queued_ns, &times->running_ns);
+    }
     bw_fence_release(fence);
     return status;
+}
+
+bw_status bw_image_run(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t timeout_ns, bw_error *err)
+{
+    return run(image, in, out, batch, NULL, SUBMIT_PATIENTLY, timeout_ns, NULL, err);
+}
+
+bw_status bw_image_run_timed(bw_image *image, const void *in, void *out, uint32_t batch, uint64_t timeout_ns,
+                             uint64_t *spent_ns, bw_run_times *times, bw_error *err)
+{
+    if (times)
+        *times = (bw_run_times){0, 0, 0};
+    bw_status status = spent_ns ? check_timed(image, err) : BW_OK;
+    return status ? status : run(image, in, out, batch, spent_ns, SUBMIT_AND_STAY, timeout_ns, times, err);
 }
 
 /* --- fences ----------------------------------------------------------------------------------------------------- */
@@ -338,7 +380,7 @@ bw_status bw_fence_wait(bw_fence *fence, uint64_t timeout_ns, bw_error *err)
     return status;
 }
 
-static void cancel_locked(bw_device *dev, bw_fence *fence)
+void bw_fence_cancel_locked(bw_device *dev, bw_fence *fence)
 {
     if (fence->state >= FENCE_ENDING)
         return;
@@ -356,7 +398,7 @@ void bw_fence_cancel(bw_fence *fence)
         return;
     bw_device *dev = fence->image->device;
     pthread_mutex_lock(&dev->lock);
-    cancel_locked(dev, fence);
+    bw_fence_cancel_locked(dev, fence);
     pthread_mutex_unlock(&dev->lock);
 }
 
@@ -385,7 +427,7 @@ void bw_fence_release(bw_fence *fence)
         return;
     bw_device *dev = fence->image->device;
     pthread_mutex_lock(&dev->lock);
-    cancel_locked(dev, fence);
+    bw_fence_cancel_locked(dev, fence);
     while (fence->state != FENCE_DONE)
         pthread_cond_wait(&dev->changed, &dev->lock);
     bool owes = bw_fence_unref(fence);

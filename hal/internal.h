@@ -7,6 +7,10 @@
  * runs that still wait in the queue, aborts a run that ignores its cancellation, and gives the device up when even that
  * does not help, so that no caller ever waits for a backend that does not come back.
  *
+ * A blocking run on an idle device whose runs always end (abort_grace_ms UINT32_MAX: software in this process) is done
+ * by the caller's own thread: handing it to the worker and back costs two wake-ups, more than a small network. Its
+ * deadline is the supervisor's: see `watch_ns`.
+ *
  * The turn: backend calls of one device come from one thread at a time. Whoever calls the backend (the worker for a
  * run, a caller for load, release, reset) takes `turn` under the lock, calls without the lock, and gives it back.
  * Callers go before the next run.
@@ -49,7 +53,8 @@ struct bw_fence {
     uint64_t *spent_ns; /* borrowed; per instruction, NULL: not wanted */
     atomic_int cancel;  /* what the backend looks at */
     /* Under the device's lock: */
-    unsigned refs; /* one for the user, one for the worker while the run is in the backend */
+    uint64_t deadline_ns; /* of a run on its caller's thread: the supervisor cancels it then; 0: none */
+    unsigned refs;        /* one for the user, one for the worker while the run is in the backend */
     fence_state state;
     bw_status verdict; /* BW_CANCELLED or BW_DEVICE_FAULT (reset): what it ends with if it has not ended before */
     bw_status status;
@@ -100,6 +105,8 @@ struct bw_device {
     unsigned queued;
     bw_fence *running;
     uint64_t cancel_ns; /* when the running run was asked to end; 0: not */
+    uint64_t watch_ns; /* when the supervisor looks at the running run's deadline without being told; 0: never. It stays
+                          set when a run ends, so that a series of runs wakes it once in the time that each has. */
     bw_health health;
     char death[256]; /* why it is dead */
     bw_image *images;
@@ -138,8 +145,13 @@ bw_status bw_fail_dead(const bw_device *dev, bw_error *err);
 
 /* image.c: drops one reference. The lock is held; true: the caller owes bw_device_unref after unlocking. */
 bool bw_fence_unref(bw_fence *fence);
+void bw_fence_cancel_locked(bw_device *dev, bw_fence *fence); /* unless it has ended; the lock is held */
 
 /* worker.c */
+/* Whether a run that is submitted now may be done by its caller. The lock is held. */
+bool bw_worker_idle(const bw_device *dev);
+/* Runs the only fence of the queue of an idle device to its end. The lock is held, and dropped meanwhile. */
+void bw_worker_run_here(bw_device *dev);
 bw_status bw_worker_start(bw_device *dev, bw_error *err);
 void bw_worker_stop(bw_device *dev); /* ends and joins both threads */
 /* pthread_cond_wait until CLOCK_MONOTONIC reaches deadline_ns (0: for ever); false when the time has passed. */

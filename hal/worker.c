@@ -160,6 +160,22 @@ static bool run_one(bw_device *dev)
     return true;
 }
 
+bool bw_worker_idle(const bw_device *dev)
+{
+    return !dev->queue && !dev->turn && !dev->turn_waiters && !dev->aborting && !dev->stop &&
+           dev->health == BW_HEALTH_OK && dev->backend->abort_grace_ms == UINT32_MAX;
+}
+
+void bw_worker_run_here(bw_device *dev)
+{
+    const uint64_t deadline = dev->queue->deadline_ns;
+    if (deadline && (!dev->watch_ns || deadline < dev->watch_ns)) {
+        dev->watch_ns = deadline;
+        pthread_cond_signal(&dev->supervise);
+    }
+    run_one(dev); /* never abandoned: that takes a limit to the time of a run */
+}
+
 static void *worker_main(void *user)
 {
     bw_device *dev = user;
@@ -244,6 +260,17 @@ static void press(bw_device *dev)
         bw_cond_until(&dev->supervise, &dev->lock, next == UINT64_MAX ? 0 : next);
 }
 
+/* The time to look at the running run's deadline has come. */
+static void watch(bw_device *dev)
+{
+    bw_fence *fence = dev->running;
+    dev->watch_ns = fence ? fence->deadline_ns : 0;
+    if (!dev->watch_ns || dev->watch_ns > bw_now_ns())
+        return;
+    dev->watch_ns = 0;
+    bw_fence_cancel_locked(dev, fence);
+}
+
 static void *supervisor_main(void *user)
 {
     bw_device *dev = user;
@@ -255,8 +282,8 @@ static void *supervisor_main(void *user)
             break;
         if (dev->running && dev->cancel_ns)
             press(dev);
-        else
-            pthread_cond_wait(&dev->supervise, &dev->lock);
+        else if (!bw_cond_until(&dev->supervise, &dev->lock, dev->watch_ns))
+            watch(dev);
     }
     pthread_mutex_unlock(&dev->lock);
     return NULL;

@@ -228,35 +228,23 @@ static bw_status run_images(bw_session *s, bw_lane *lane, int stage, uint32_t im
     uint64_t *spent = profile ? calloc(profile->instruction_count, sizeof *spent) : NULL;
     if (profile && !spent)
         return bw_fail(err, BW_NO_MEMORY, "no memory for the times of %u instructions", profile->instruction_count);
-    bw_fence *fence;
-    bw_status status = profile ? bw_image_submit_timed(s->images[stage], l->in, l->out, images, spent, &fence, err)
-                               : bw_image_submit(s->images[stage], l->in, l->out, images, &fence, err);
-    if (status) {
-        free(spent);
-        return status;
-    }
-    status = bw_fence_wait(fence, deadline ? deadline - now : 0, err);
-    int overdue = status == BW_TIMEOUT;
-    if (overdue) {
-        bw_fence_cancel(fence);
-        status = bw_fence_wait(fence, 0, err);
-    }
-    uint64_t queued = 0, running = 0;
-    bw_fence_times(fence, &queued, &running);
-    times->timing.device_queue += queued;
-    times->timing.device_run += running;
-    bw_fence_release(fence);
+    bw_run_times took;
+    bw_status status =
+        bw_image_run_timed(s->images[stage], l->in, l->out, images, deadline ? deadline - now : 0, spent, &took, err);
+    /* A run that ended while it was being cancelled came too late all the same. */
+    const int overdue = status == BW_TIMEOUT || (!status && deadline && bw_now_ns() >= deadline);
+    times->timing.device_queue += took.queued_ns;
+    times->timing.device_run += took.running_ns;
     if (profile) {
-        profile->queue_ns += queued;
-        profile->run_ns += running;
+        profile->queue_ns += took.queued_ns;
+        profile->run_ns += took.running_ns;
         for (uint32_t i = 0; !status && i < profile->instruction_count; i++)
             profile->instruction_ns[i] += spent[i];
     }
-    if (status == BW_DEVICE_LOST)
+    if (status == BW_DEVICE_LOST && took.submitted)
         give_up_buffers(l, spent);
     else
         free(spent);
-    /* A run that ended while it was being cancelled came too late all the same. */
     return overdue ? late(stage, err) : status;
 }
 

@@ -109,6 +109,25 @@ static bw_status choose_threads(unsigned wanted, unsigned *threads, bw_error *er
     return BW_OK;
 }
 
+/* Vector pipes of this CPU: 512-bit instructions take two on Intel's, and four (in halves, or whole) on AMD's. */
+static bw_status choose_pipes(unsigned wanted, unsigned *pipes, bw_error *err)
+{
+    if (wanted == 0) {
+        const char *text = getenv("BW_SIM_PIPES");
+        if (text && *text) {
+            if (strcmp(text, "2") != 0 && strcmp(text, "4") != 0)
+                return bw_fail(err, BW_INVALID_ARGUMENT, "BW_SIM_PIPES=%s: expected 2 or 4", text);
+            wanted = (unsigned)(*text - '0');
+        }
+    }
+    if (wanted == 0)
+        wanted = __builtin_cpu_is("intel") ? 2 : 4;
+    if (wanted != 2 && wanted != 4)
+        return bw_fail(err, BW_INVALID_ARGUMENT, "%u simulator pipes: expected 2 or 4", wanted);
+    *pipes = wanted;
+    return BW_OK;
+}
+
 /* --- plan ------------------------------------------------------------------------------------------------------------
  */
 
@@ -148,9 +167,10 @@ static int rows_adjoin(const bw_view *v)
     return !v->tensor || v->tensor->height == 1 || v->tensor->row_stride == v->tensor->width * v->tensor->pixel_stride;
 }
 
-static void plan_instruction(const bw_fast *engine, const bw_instruction *ins, bw_plan *plan)
+static void plan_instruction(const bw_fast *engine, const bw_instruction *ins, int is_signed, bw_plan *plan)
 {
     plan->ins = ins;
+    plan->is_signed = is_signed;
     plan_view(&ins->in, &plan->in);
     plan_view(&ins->in2, &plan->in2);
     plan_view(&ins->out0, &plan->out[0]);
@@ -169,10 +189,10 @@ static void plan_instruction(const bw_fast *engine, const bw_instruction *ins, b
         plan->bias = (const float *)(const void *)(engine->constants + ins->bias);
     if (ins->weight_format != BW_FORMAT_NONE)
         plan->weight_format = row_format(ins->weight_format, ins->in.block);
-    if (ins->opcode == BW_OP_CONV)
-        bw_conv_plan(engine, plan);
-    else
+    if (ins->opcode != BW_OP_CONV)
         bw_vector_plan(plan);
+    else if (!bw_direct_plan(engine, plan))
+        bw_conv_plan(engine, plan);
 }
 
 static void *aligned(size_t bytes)
@@ -182,28 +202,36 @@ static void *aligned(size_t bytes)
 
 static bw_status fill_engine(bw_fast *engine, const bw_fast_options *options, bw_error *err)
 {
-    unsigned threads = 0;
+    unsigned threads = 0, pipes = 0;
     bw_status status = choose_isa(options ? options->isa : BW_SIM_ISA_AUTO, &engine->isa, err);
     if (!status)
         status = choose_threads(options ? options->threads : 0, &threads, err);
+    if (!status)
+        status = choose_pipes(options ? options->pipes : 0, &pipes, err);
     if (status)
         return status;
     engine->rows = isas[engine->isa].rows;
     engine->dots = isas[engine->isa].dots;
+    engine->bytes = pipes == 2 ? engine->dots->bytes_2p : engine->dots->bytes;
 
     const uint32_t count = engine->program->header->instruction_count;
     engine->tables = calloc(1, sizeof *engine->tables);
     engine->plans = calloc(count ? count : 1, sizeof *engine->plans);
-    if (!engine->tables || !engine->plans)
+    uint8_t *never_negative = malloc(count + 1);
+    if (!engine->tables || !engine->plans || !never_negative) {
+        free(never_negative);
         return bw_fail(err, BW_NO_MEMORY, "no memory for the plan of %u instructions", count);
+    }
+    bw_fast_find_signs(engine->program, never_negative);
     fill_tables(engine->tables);
     engine->fp32 = row_format(BW_FORMAT_FP32, 1);
     for (uint32_t i = 0; i < count; i++) {
         bw_plan *plan = &engine->plans[i];
-        plan_instruction(engine, &engine->program->instructions[i], plan);
+        plan_instruction(engine, &engine->program->instructions[i], !never_negative[i], plan);
         if (plan->scratch > engine->scratch_bytes)
             engine->scratch_bytes = plan->scratch;
     }
+    free(never_negative);
     engine->scratch_bytes = bw_round_up(engine->scratch_bytes, 4096) + 64;
     if (engine->scratch_bytes <= SIZE_MAX / threads)
         engine->scratch = aligned(engine->scratch_bytes * threads);
@@ -240,6 +268,8 @@ void bw_fast_destroy(bw_fast *engine)
     pthread_mutex_destroy(&engine->lock);
     free(engine->act);
     free(engine->scratch);
+    for (uint32_t i = 0; engine->plans && i < engine->program->header->instruction_count; i++)
+        free(engine->plans[i].own);
     free(engine->plans);
     free(engine->tables);
     free(engine);
@@ -297,7 +327,9 @@ static bw_status run_locked(bw_fast *engine, const void *in, void *out, uint32_t
         bind(engine, &plan->in2, in, out);
         bind(engine, &plan->out[0], in, out);
         bind(engine, &plan->out[1], in, out);
-        if (plan->ins->opcode == BW_OP_CONV)
+        if (plan->direct_sums)
+            bw_direct_run(engine, plan, batch);
+        else if (plan->ins->opcode == BW_OP_CONV)
             bw_conv_run(engine, plan, batch);
         else
             bw_vector_run(engine, plan, batch);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Inside the fast engine: what its planner (fast.c), its drivers (fast_conv.c, fast_vector.c) and its per-ISA kernels
- * (NAME__ISA.c) share. Not public.
+ * Inside the fast engine: what its planner (fast.c), its drivers (fast_conv.c, fast_direct.c, fast_vector.c) and its
+ * per-ISA kernels (NAME__ISA.c) share. Not public.
  *
  * Why any ISA, thread count and tiling gives the same bits: each output value is computed by one thread in the order
  * of docs/isa.md; parts of a reduction are only ever continued from the stored fp32 accumulator. The products that are
@@ -100,10 +100,43 @@ typedef struct bw_window {
     size_t stride;
 } bw_window;
 
+/* Blocks that lie side by side in a panel (see CONV) and in the reduction. */
+typedef struct bw_dot_run {
+    uint32_t at, blocks; /* at: counted in blocks from where the pixel's window starts */
+} bw_dot_run;
+
+/*
+ * A whole CONV of int8 codes in blocks of 16 for neighbours in the output: sums, b added, activation, and n channels to
+ * out[0] and out[1] as bw_fused does it. One of the outputs may be fp16, one INT in blocks of 16, out[1] absent.
+ */
+typedef struct bw_direct {
+    size_t pixels, n; /* at least 8 pixels */
+    size_t at_once;   /* pixels that go through all tiles together; a multiple of 8, or all */
+    size_t blocks;    /* of the reduction */
+    const bw_dot_run *runs;
+    size_t run_count;
+    const uint8_t *codes; /* window of the first pixel */
+    size_t code_step;     /* bytes to the next */
+    const int32_t *scale;
+    size_t scale_step;
+    int is_signed;         /* the panel has code + 128 */
+    const int8_t *weights; /* of all tiles, canonical order */
+    const int32_t *sums;   /* what bw_byte_kernels.sum made of them */
+    const float *bias;     /* 16 a tile; NULL: zeros */
+    bw_side b, out[2];
+    const bw_row_activation *activation;
+} bw_direct;
+
 typedef struct bw_rows {
     void (*fused)(const bw_fused *f);
     void (*window)(const bw_window *w);
     void (*depthwise)(const bw_depthwise *d);
+    /* NULL: the ISA has none, nor the next. */
+    void (*direct)(const bw_direct *g);
+    /* (127 + e) << 23 and, unless out is NULL, codes (+ 128 if is_signed) of blocks of 16; codes and exps NULL: of
+     * zeros. Writes exactly so much. */
+    void (*direct_pack)(const uint8_t *codes, const int8_t *exps, size_t blocks, int is_signed, uint8_t *out,
+                        int32_t *scale);
 } bw_rows;
 
 extern const bw_rows bw_rows_portable, bw_rows_avx2, bw_rows_avx512vnni;
@@ -120,19 +153,15 @@ typedef enum bw_dot_class {
 
 /*
  * A panel holds input blocks the way the kernels want them, and each output pixel's window is a list of runs in it:
- *   codes   uint8 = code + 128 (S8), int16 (S16), double (wide)
- *   scale   one int32 a block: e << 23 (S8), (127 + e) << 23 (all others); I128: | BW_WIDE_MARK if the sums of the
- * block may not be exact in a double It is either the input region under some rows of output pixels, packed once and
+ *   codes   S8: int8 + 128, or int8 if there are no negative codes; S16: int16; wide: double
+ *   scale   one int32 a block: (127 + e) << 23, for S8 (scale_bias + e) << 23; I128: | BW_WIDE_MARK if the sums of the
+ *           block may not be exact in a double
+ * It is either the input region under some rows of output pixels, packed once and
  * shared by all windows that meet there, or a row of its own for each pixel (im2col). Packers go upwards and may write
  * a vector past what they pack.
  */
 #define BW_WIDE_MARK   1
 #define BW_PANEL_SLACK 64u /* bytes, after the codes and after the scales */
-
-/* Blocks that lie side by side in the panel and in the reduction. */
-typedef struct bw_dot_run {
-    uint32_t at, blocks; /* at: counted in blocks from where the pixel's window starts */
-} bw_dot_run;
 
 /* Blocks of a reduction that one kernel call takes, at most. */
 #define BW_DOT_CHUNK 128u
@@ -151,13 +180,14 @@ typedef struct bw_dot_args {
     size_t weight_step;        /* bytes to the next tile */
     const int8_t *weight_exps; /* [blocks][16] */
     size_t exp_step;
-    const int32_t *sums; /* S8: what sum8 made of the tile; NULL for a few pixels, which do without */
+    int is_signed;       /* S8: the panel has code + 128 */
+    const int32_t *sums; /* S8: what bw_byte_kernels.sum made of the tile; NULL for a few pixels, which do without */
     size_t sum_step;
-    const int8_t *nibbles; /* dot8 without sums: the weights are packed codes of 4 bits for these 16 values; or NULL */
+    const int8_t *nibbles; /* S8 without sums: the weights are packed codes of 4 bits for these 16 values; or NULL */
     const float *start;    /* 16 values a tile that acc starts at; NULL: continue from acc */
     float *acc;            /* [pixels][stride], 16 outputs a tile */
     size_t stride;
-    const uint8_t *ahead; /* dot8 fetches so many lines of 64 bytes from here on with each block; weights to come */
+    const uint8_t *ahead; /* S8 fetches so many lines of 64 bytes from here on with each block; weights to come */
     size_t ahead_lines;
 } bw_dot_args;
 
@@ -166,25 +196,39 @@ typedef struct bw_pack_args {
     const int8_t *exps;
     size_t count, block;
     const int16_t *values; /* TABLE formats: 256 code values; else NULL */
+    uint8_t offset;        /* S8: 128, or 0 if no code is negative */
+    int scale_bias;        /* S8 */
     void *out;
     int32_t *scale;
 } bw_pack_args;
 
-/* int32 that sum8 writes for a block of a tile. */
-#define BW_DOT_SUMS 32u
+/* int32 that bw_byte_kernels.sum writes for a block of a tile. */
+static inline size_t bw_dot_sums(int is_signed)
+{
+    return is_signed ? 32 : 16;
+}
+
+/* Class S8, for an ISA and how its CPUs execute it. */
+typedef struct bw_byte_kernels {
+    int scale_bias;                       /* of the panel's scales */
+    unsigned group[3];                    /* pixels per call, for blocks of 16, 32, and 64 or 128 */
+    unsigned tiles;                       /* per call, at most */
+    void (*dot)(const bw_dot_args *args); /* without sums: one pixel */
+    void (*sum)(const int8_t *weights, const int8_t *exps, size_t blocks, size_t block, int is_signed, int32_t *sums);
+} bw_byte_kernels;
+
+extern const bw_byte_kernels bw_dot_bytes_avx512vnni, bw_dot_bytes_2p_avx512vnni;
 
 typedef struct bw_dot_kernels {
-    unsigned group;     /* pixels per call of dot16 and the wide classes, <= BW_GROUP_MAX */
-    unsigned group8[3]; /* of dot8, for blocks of 16, 32, and 64 or 128 */
-    unsigned few8;      /* up to so many pixels dot8 does without sums */
-    unsigned tiles8;
-    void (*dot8)(const bw_dot_args *args);   /* NULL: the ISA has none */
-    void (*pack8)(const bw_pack_args *args); /* NULL with dot8, as are sum8 and map8 */
-    void (*sum8)(const int8_t *weights, const int8_t *exps, size_t blocks, size_t block, int32_t *sums);
+    unsigned group;                          /* pixels per call of dot16 and the wide classes, <= BW_GROUP_MAX */
+    const bw_byte_kernels *bytes, *bytes_2p; /* for CPUs with four and with two vector pipes; NULL: S8 is as S16 */
+    void (*pack8)(const bw_pack_args *args); /* NULL without bytes, as are scales8 and map8 */
+    /* The scales of a panel in place, of `count` blocks that lie one after the other. */
+    void (*scales8)(const int8_t *exps, size_t count, int bias, int32_t *scale);
     const struct bw_wide_kernels *wide; /* F64 and I128 */
     void (*dot16)(const bw_dot_args *args);
     void (*pack16)(const bw_pack_args *args);
-    void (*map8)(const int16_t *values, size_t count, uint8_t *codes); /* in place; NULL with dot8 */
+    void (*map8)(const int16_t *values, size_t count, uint8_t *codes); /* in place */
     /* count packed weight codes (a multiple of 256) of code_bits < 8 each to bytes, in order. */
     void (*unpack)(const bw_format_traits *t, const uint8_t *packed, size_t count, uint8_t *codes);
     /* count weight bytes (canonical order, blocks of 16 x block) to S16 order. */
@@ -234,6 +278,16 @@ typedef struct bw_view {
     size_t image_stride; /* bytes from one image's region to the next */
 } bw_view;
 
+/* How an item of CONV holds the input under its pixels. */
+typedef enum bw_panel_kind {
+    /* A row of its own for each pixel, its window (im2col); if that is too long, a part of the reduction at a time. */
+    BW_PANEL_ROWS,
+    /* Rows of the input, packed once for all windows that meet in them: 3x3 kernels and the like. */
+    BW_PANEL_REGION,
+    /* 1x1 kernels on codes that can be multiplied as they are: only the scales are packed. */
+    BW_PANEL_IN_PLACE
+} bw_panel_kind;
+
 /* What is planned once for each instruction. */
 typedef struct bw_plan {
     const bw_instruction *ins;
@@ -245,18 +299,25 @@ typedef struct bw_plan {
     const int8_t *weight_exps;
     const float *bias; /* NULL: none */
     bw_row_format weight_format;
+    uint8_t *own; /* memory of the plan; freed with it */
+    /* CONV, the direct way: else NULL */
+    int32_t *direct_sums;
+    const int8_t *direct_weights;
     /* CONV */
     bw_dot_class dot;
+    int is_signed;         /* the input may have negative codes */
     size_t group_blocks;   /* kb: blocks per pixel and group */
     size_t reduction;      /* blocks of the whole reduction */
     int taps_adjoin;       /* the blocks of tap kx + 1 follow those of tap kx in the input */
     size_t group_channels; /* outputs per group */
     size_t group_tiles;
-    size_t tile_bytes;  /* packed codes of one tile */
-    size_t chunk;       /* reduction blocks per kernel call */
-    size_t bunch;       /* tiles that are finished together */
-    size_t region_rows; /* output rows of an item that packs a region; 0: items are pixels with rows of their own */
-    size_t part;        /* such a row: reduction blocks that it holds at a time */
+    size_t tile_bytes; /* packed codes of one tile */
+    size_t chunk;      /* reduction blocks per kernel call */
+    size_t bunch;      /* tiles that are finished together */
+    bw_panel_kind panel;
+    size_t item_rows;   /* output rows of an item; 0 for BW_PANEL_ROWS, whose items are of pixels */
+    int one_line;       /* the pixels of item_rows are one line: a fixed step apart */
+    size_t part;        /* BW_PANEL_ROWS: reduction blocks of a row at a time */
     size_t most_pixels; /* of an item */
     size_t acc_stride;
     size_t row;     /* floats of an fp32 row in scratch; not CONV */
@@ -272,6 +333,7 @@ struct bw_fast {
     bw_sim_isa isa;
     const bw_rows *rows;
     const bw_dot_kernels *dots;
+    const bw_byte_kernels *bytes; /* of dots, or NULL */
     bw_pool *pool;
     bw_plan *plans;
     bw_format_tables *tables;
@@ -323,9 +385,15 @@ bw_side bw_fast_side(const bw_view *v, size_t image, size_t y, size_t x, size_t 
 void bw_fast_finish_pixels(const bw_fast *engine, const bw_plan *plan, size_t first, size_t pixels, size_t c0, size_t n,
                            const float *acc, size_t stride);
 
+/* in[i] = 1 if the input of instruction i cannot hold negative values, for all of the program. */
+void bw_fast_find_signs(const bw_program *program, uint8_t *in);
+
 /* Fill the CONV part of a plan (scratch included) / run it. */
 void bw_conv_plan(const bw_fast *engine, bw_plan *plan);
 void bw_conv_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
+/* The same for those with a short reduction; 0: this one is not done so. */
+int bw_direct_plan(const bw_fast *engine, bw_plan *plan);
+void bw_direct_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
 /* The same for all other opcodes. */
 void bw_vector_plan(bw_plan *plan);
 void bw_vector_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);

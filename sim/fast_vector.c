@@ -219,31 +219,60 @@ static void copy_floats(float *to, const float *from, size_t n)
     memcpy(to + n - STEP, from + n - STEP, STEP * sizeof *to);
 }
 
-static void patch(const job *j, size_t image, size_t oy, size_t ox, float *row)
+/* PATCH whose rows in scratch memory follow each other as the output's blocks do, with zeros for padding: the end then
+ * takes all channels of all pixels as one run. */
+static size_t dense_patch_row(const bw_plan *plan)
+{
+    const bw_instruction *ins = plan->ins;
+    const bw_row_activation *a = &plan->activation;
+    const int zero_stays = a->kind != BW_ACT_CLIP || (a->lo <= 0.0f && a->hi >= 0.0f);
+    for (int i = 0; i < 2; i++)
+        if (plan->out[i].tensor && plan->out[i].format.block != plan->align)
+            return 0;
+    return ins->opcode == BW_OP_PATCH && zero_stays ? bw_round_up(ins->out0.channels, plan->align) : 0;
+}
+
+/* Line ky of the patches of n neighbours from (oy, ox) on; rows: of the first, from where the line goes. */
+static void patch_line(const job *j, size_t image, size_t oy, size_t ox, size_t n, int64_t ky, float *rows)
 {
     const bw_plan *plan = j->plan;
     const bw_instruction *ins = plan->ins;
-    const size_t n = ins->in.channels, line = ins->kernel_x * n;
-    const window w = window_at(ins, oy, ox);
-    const int adjoin = ins->dilation_x == 1 && ins->in.pixel_stride == n; /* taps of a line, in memory */
-    const size_t before = (size_t)w.kx0 * n, inside = (size_t)(w.kx1 - w.kx0) * n;
-    for (int64_t ky = 0; ky < ins->kernel_y; ky++, row += line) {
-        if (ky < w.ky0 || ky >= w.ky1 || !inside) {
-            memset(row, 0, line * sizeof *row);
+    const bw_tensor *in = &ins->in;
+    const size_t line = ins->kernel_x * in->channels, bytes = line * sizeof *rows;
+    const int64_t y = (int64_t)oy * ins->stride_y + ins->origin_y + ky * ins->dilation_y;
+    const int64_t last = (int64_t)(ins->kernel_x - 1) * ins->dilation_x;
+    const int adjoin = ins->dilation_x == 1 && in->pixel_stride == in->channels; /* taps of a line, in memory */
+    const int inside_y = y >= 0 && y < in->height;
+    const float *from = inside_y ? (const float *)(const void *)bw_view_codes(&plan->in, image, (size_t)y, 0, 0) : NULL;
+    int64_t x = (int64_t)ox * ins->stride_x + ins->origin_x;
+    for (size_t p = 0; p < n; p++, x += ins->stride_x, rows += plan->row) {
+        if (inside_y && adjoin && x >= 0 && x + last < in->width) {
+            copy_floats(rows, from + (size_t)x * in->channels, line);
             continue;
         }
-        const float *from = (const float *)(const void *)bw_view_codes(
-            &plan->in, image, (size_t)(w.y + ky * ins->dilation_y), (size_t)(w.x + w.kx0 * ins->dilation_x), 0);
-        if (inside < line) {
-            memset(row, 0, before * sizeof *row);
-            memset(row + before + inside, 0, (line - before - inside) * sizeof *row);
-        }
-        if (adjoin) {
-            copy_floats(row + before, from, inside);
-            continue;
-        }
-        for (size_t at = before; at < before + inside; at += n, from += (size_t)ins->dilation_x * ins->in.pixel_stride)
-            copy_floats(row + at, from, n);
+        memset(rows, 0, bytes);
+        int64_t first, end;
+        clip_taps(x, ins->dilation_x, ins->kernel_x, in->width, &first, &end);
+        for (int64_t kx = first; inside_y && kx < end; kx++)
+            copy_floats(rows + (size_t)kx * in->channels, from + (size_t)(x + kx * ins->dilation_x) * in->pixel_stride,
+                        in->channels);
+    }
+}
+
+static void run_patches(const job *j, size_t first, size_t end, float *rows)
+{
+    const bw_plan *plan = j->plan;
+    const bw_instruction *ins = plan->ins;
+    const size_t width = ins->out0.width, area = width * ins->out0.height, line = ins->kernel_x * ins->in.channels;
+    const size_t dense = dense_patch_row(plan);
+    size_t n;
+    memset(rows, 0, plan->rows * plan->row * sizeof *rows);
+    for (size_t pixel = first; pixel < end; pixel += n) {
+        const size_t image = pixel / area, y = pixel % area / width, x = pixel % width;
+        n = run_of(plan, pixel, end - pixel < plan->rows ? end - pixel : plan->rows, 0);
+        for (size_t ky = 0; ky < ins->kernel_y; ky++)
+            patch_line(j, image, y, x, n, (int64_t)ky, rows + ky * line);
+        bw_fast_finish_pixels(j->engine, plan, pixel, n, 0, dense ? dense : ins->out0.channels, rows, plan->row);
     }
 }
 
@@ -307,8 +336,8 @@ static void run_pools(const job *j, size_t first, size_t end, float *rows)
     }
 }
 
-/* COPY with a map, PATCH: rows of channels, then the rest. */
-static void run_rows(const job *j, size_t first, size_t end, float *rows)
+/* COPY with a map: rows of channels, then the rest. */
+static void run_mapped(const job *j, size_t first, size_t end, float *rows)
 {
     const bw_plan *plan = j->plan;
     const size_t width = plan->ins->out0.width, area = width * plan->ins->out0.height;
@@ -319,10 +348,7 @@ static void run_rows(const job *j, size_t first, size_t end, float *rows)
         n = end - pixel < plan->rows ? end - pixel : plan->rows;
         for (size_t p = 0; p < n; p++) {
             const size_t at = pixel + p, image = at / area, y = at % area / width, x = at % width;
-            if (plan->ins->opcode == BW_OP_PATCH)
-                patch(j, image, y, x, rows + p * plan->row);
-            else
-                copy_mapped(j, image, y, x, rows + p * plan->row, spare);
+            copy_mapped(j, image, y, x, rows + p * plan->row, spare);
         }
         bw_fast_finish_pixels(j->engine, plan, pixel, n, 0, plan->ins->out0.channels, rows, plan->row);
     }
@@ -334,9 +360,10 @@ static void run_item(void *context, size_t item, unsigned thread)
     const bw_instruction *ins = j->plan->ins;
     float *rows = (float *)(void *)bw_fast_scratch(j->engine, thread);
     const size_t first = j->pixels * item / j->items, end = j->pixels * (item + 1) / j->items;
-    const int mapped = ins->opcode == BW_OP_COPY && ins->flags & BW_FLAG_CHANNEL_MAP;
-    if (ins->opcode == BW_OP_PATCH || mapped)
-        run_rows(j, first, end, rows);
+    if (ins->opcode == BW_OP_PATCH)
+        run_patches(j, first, end, rows);
+    else if (ins->opcode == BW_OP_COPY && ins->flags & BW_FLAG_CHANNEL_MAP)
+        run_mapped(j, first, end, rows);
     else if (ins->opcode == BW_OP_ADD || ins->opcode == BW_OP_MUL || ins->opcode == BW_OP_COPY)
         run_through(j, first, end);
     else if (ins->opcode == BW_OP_DWCONV)
@@ -358,7 +385,7 @@ void bw_vector_plan(bw_plan *plan)
     else if (max && n % 64 == 0 && plan->align <= 64 && plan->in.format.block <= 64)
         n = plan->span = 64;
     /* Kernels write up to a vector past the last channel; the odd vector keeps rows in different cache sets. */
-    plan->row = bw_round_up(n, 16) + 16;
+    plan->row = dense_patch_row(plan) ? dense_patch_row(plan) : bw_round_up(n, 16) + 16;
     plan->rows = plan->row > ROWS_FLOATS ? 1 : ROWS_FLOATS / plan->row;
     if (deep) /* what its kernels take at a time */
         plan->rows = plan->rows < 14 ? 7 : plan->rows - plan->rows % 14;

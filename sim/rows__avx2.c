@@ -66,6 +66,11 @@ static inline vh v_to_half(vf v)
     return _mm_andnot_si128(_mm_cmpeq_epi16(h, _mm_set1_epi16((short)0x8000)), h);
 }
 
+static inline vh v_positive_to_half(vf v)
+{
+    return _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
 static inline vh v_narrow(vi v)
 {
     __m256i w = _mm256_packus_epi32((__m256i)v, (__m256i)v); /* codes are 0..65535: nothing saturates */
@@ -121,16 +126,17 @@ static inline const uint16_t *v_copy_part(uint16_t *to, const uint16_t *p, size_
     return memcpy(to, p, n * sizeof *to);
 }
 
-static inline void v_store_codes(uint8_t *p, const vi *q, int limit)
+static inline void v_store_codes(uint8_t *p, const vi *q, const int8_t *most, const int8_t *least)
 {
     /* Within each 128 bits: four of a, four of b, ... */
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i high = _mm256_load_si256((const __m256i *)(const void *)most);
+    const __m256i low = least ? _mm256_load_si256((const __m256i *)(const void *)least) : _mm256_setzero_si256();
     for (int i = 0; i < 2; i++, q += 4) {
         const __m256i ab = _mm256_packs_epi32((__m256i)q[0], (__m256i)q[1]);
         const __m256i cd = _mm256_packs_epi32((__m256i)q[2], (__m256i)q[3]);
         __m256i v = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(ab, cd), order);
-        v = _mm256_min_epi8(v, _mm256_set1_epi8((char)limit));
-        v = _mm256_max_epi8(v, _mm256_set1_epi8((char)-limit));
+        v = _mm256_max_epi8(_mm256_min_epi8(v, high), low);
         _mm256_storeu_si256((__m256i *)(void *)(p + 32 * i), v);
     }
 }

@@ -61,6 +61,11 @@ static inline vh v_to_half(vf v)
     return _mm256_maskz_mov_epi16(_mm256_cmpneq_epi16_mask(h, _mm256_set1_epi16((short)0x8000)), h);
 }
 
+static inline vh v_positive_to_half(vf v)
+{
+    return _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
 static inline vh v_narrow(vi v)
 {
     return _mm512_cvtepi32_epi16((__m512i)v);
@@ -122,12 +127,13 @@ static inline __m512i in_order(__m512i v)
     return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), v);
 }
 
-static inline void v_store_codes(uint8_t *p, const vi *q, int limit)
+static inline void v_store_codes(uint8_t *p, const vi *q, const int8_t *most, const int8_t *least)
 {
     const __m512i ab = _mm512_packs_epi32((__m512i)q[0], (__m512i)q[1]);
     const __m512i cd = _mm512_packs_epi32((__m512i)q[2], (__m512i)q[3]);
-    const __m512i v = _mm512_min_epi8(_mm512_packs_epi16(ab, cd), _mm512_set1_epi8((char)limit));
-    _mm512_storeu_si512(p, in_order(_mm512_max_epi8(v, _mm512_set1_epi8((char)-limit))));
+    const __m512i v = _mm512_min_epi8(_mm512_packs_epi16(ab, cd), _mm512_load_si512(most));
+    const __m512i low = least ? _mm512_load_si512(least) : _mm512_setzero_si512();
+    _mm512_storeu_si512(p, in_order(_mm512_max_epi8(v, low)));
 }
 
 static inline void v_store_bytes(uint8_t *p, const vi *q)
@@ -155,8 +161,12 @@ static inline vf v_element_to_float(const uint8_t *p, int magnitude, int most, i
 
 #include "sim/rows_depthwise.h"
 
+#include "sim/rows_direct.h"
+
 const bw_rows bw_rows_avx512vnni = {
     .fused = fused,
     .window = window,
     .depthwise = depthwise,
+    .direct = direct,
+    .direct_pack = direct_pack,
 };

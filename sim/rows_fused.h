@@ -63,7 +63,9 @@ typedef struct side {
         __m128i shift, least, most; /* four times what turns the largest magnitude
                                        into an exponent, and its range */
     } scaling;
-    int limit; /* the largest code */
+    struct {
+        _Alignas(64) int8_t most[64], least[64];
+    } limits; /* of codes */
 } side;
 
 /* Factors of four blocks, in memory: from there they are broadcast by loads,
@@ -100,7 +102,8 @@ static side side_of(const bw_side *b, size_t chunk, int written)
     s.scaling.shift = _mm_set1_epi32(127 + s.traits->emax_shift);
     s.scaling.least = _mm_set1_epi32(s.traits->exp_min);
     s.scaling.most = _mm_set1_epi32(s.traits->exp_max);
-    s.limit = (int)s.traits->max_code;
+    memset(s.limits.most, (int)s.traits->max_code, sizeof s.limits.most);
+    memset(s.limits.least, (int)-s.traits->max_code, sizeof s.limits.least);
     switch (b->format->kind) {
     case BW_KIND_FLOAT:
         s.kind = SIDE_FLOAT;
@@ -266,25 +269,30 @@ INLINE __m128i four_exponents(const side *d, __m128i max)
     return _mm_max_epi32(_mm_sub_epi32(_mm_srli_epi32(max, 23), d->scaling.shift), d->scaling.least);
 }
 
-/* The exponents of a chunk's blocks, and 2^-e of each four of them; returns
+/* relu: as if negative values were zeros. The exponents of a chunk's blocks, and 2^-e of each four of them; returns
  * whether one was above the range. */
-INLINE int block_scales(const side *d, int block, int vectors, const vf *y, int8_t *exps, four_factors *scales)
+INLINE int block_scales(const side *d, int block, int vectors, int relu, const vf *y, int8_t *exps,
+                        four_factors *scales)
 {
+    const int magnitude = relu ? -1 : 0x7FFFFFFF; /* negative floats are negative integers */
     const int per = block / V_LANES, blocks = vectors / per;
     vi m[8];
 #pragma GCC unroll 8
     for (int b = 0; b < blocks; b++) {
-        m[b] = (vi)y[b * per] & 0x7FFFFFFF;
+        m[b] = (vi)y[b * per] & magnitude;
 #pragma GCC unroll 16
         for (int i = 1; i < per; i++)
-            m[b] = v_max_int(m[b], (vi)y[b * per + i] & 0x7FFFFFFF);
+            m[b] = v_max_int(m[b], (vi)y[b * per + i] & magnitude);
     }
     int over = 0;
 #pragma GCC unroll 2
     for (int b = 0; b < blocks; b += 4) {
         const int left = blocks - b;
         const vi second = left > 1 ? m[b + 1] : m[b], third = left > 2 ? m[b + 2] : m[b];
-        __m128i e = four_exponents(d, v_max_four(m[b], second, third, left > 2 ? m[b + 3] : second));
+        __m128i max = v_max_four(m[b], second, third, left > 2 ? m[b + 3] : second);
+        if (relu)
+            max = _mm_max_epi32(max, _mm_setzero_si128());
+        __m128i e = four_exponents(d, max);
         over |= _mm_movemask_epi8(_mm_cmpgt_epi32(e, d->scaling.most));
         e = _mm_min_epi32(e, d->scaling.most);
         scales[b / 4].bits = _mm_slli_epi32(_mm_sub_epi32(_mm_set1_epi32(127), e), 23);
@@ -297,11 +305,12 @@ INLINE int block_scales(const side *d, int block, int vectors, const vf *y, int8
 }
 
 /* Within the exponent range |y| * 2^-e is below 2^m, so that rounding leaves
- * the codes by one at most, and bytes can be clamped instead of floats. */
-INLINE void write_int(const side *d, int block, int vectors, const vf *y, spot at)
+ * the codes by one at most, and bytes can be clamped instead of floats. With
+ * relu negative values may be anything: packing saturates. */
+INLINE void write_int(const side *d, int block, int vectors, int relu, const vf *y, spot at)
 {
     four_factors scales[2];
-    const int over = block_scales(d, block, vectors, y, at.exps, scales);
+    const int over = block_scales(d, block, vectors, relu, y, at.exps, scales);
     vi q[CHUNK_VECTORS];
 #pragma GCC unroll 16
     for (int i = 0; i < vectors; i++) {
@@ -309,7 +318,7 @@ INLINE void write_int(const side *d, int block, int vectors, const vf *y, spot a
         q[i] = v_round(y[i] * v_set(scales[b / 4].f[b % 4]));
     }
     if (__builtin_expect(over, 0)) {
-        const vf hi = v_set((float)d->limit), lo = v_set((float)-d->limit);
+        const vf hi = v_set((float)d->limits.most[0]), lo = v_set((float)d->limits.least[0]);
 #pragma GCC unroll 16
         for (int i = 0; i < vectors; i++) {
             const int b = i * V_LANES / block;
@@ -318,14 +327,14 @@ INLINE void write_int(const side *d, int block, int vectors, const vf *y, spot a
     }
 #pragma GCC unroll 2
     for (int f = 0; f < vectors * V_LANES / 64; f++)
-        v_store_codes(at.codes + f * 64, q + f * (64 / V_LANES), d->limit);
+        v_store_codes(at.codes + f * 64, q + f * (64 / V_LANES), d->limits.most, relu ? NULL : d->limits.least);
 }
 
 INLINE void write_table(const side *d, int vectors, const vf *y, spot at)
 {
     const bw_format_traits *t = d->traits;
     four_factors scales[2];
-    block_scales(d, 32, vectors, y, at.exps, scales);
+    block_scales(d, 32, vectors, 0, y, at.exps, scales);
     vi q[CHUNK_VECTORS];
 #pragma GCC unroll 16
     for (int i = 0; i < vectors; i++) {
@@ -378,7 +387,8 @@ static void write_part(const side *d, size_t n, const float *y, spot at)
     }
 }
 
-INLINE void write_chunk(const side *d, side_kind kind, int vectors, const vf *y, spot at)
+/* relu, a constant: negative values count as zeros; only for FP16 and BLOCKs. */
+INLINE void write_chunk(const side *d, side_kind kind, int vectors, int relu, const vf *y, spot at)
 {
     switch (kind) {
     case SIDE_FLOAT:
@@ -389,7 +399,7 @@ INLINE void write_chunk(const side *d, side_kind kind, int vectors, const vf *y,
     case SIDE_FP16:
 #pragma GCC unroll 16
         for (int i = 0; i < vectors; i++)
-            v_store_half((uint16_t *)(void *)at.codes + i * V_LANES, to_fp16(y[i]));
+            v_store_half((uint16_t *)(void *)at.codes + i * V_LANES, relu ? to_fp16_relu(y[i]) : to_fp16(y[i]));
         break;
     case SIDE_BF16:
 #pragma GCC unroll 16
@@ -397,17 +407,17 @@ INLINE void write_chunk(const side *d, side_kind kind, int vectors, const vf *y,
             v_store_half((uint16_t *)(void *)at.codes + i * V_LANES, to_bf16(y[i]));
         break;
     case SIDE_BLOCK16:
-        write_int(d, 16, vectors, y, at);
+        write_int(d, 16, vectors, relu, y, at);
         break;
     case SIDE_BLOCK32:
-        write_int(d, 32, vectors, y, at);
+        write_int(d, 32, vectors, relu, y, at);
         break;
     case SIDE_BLOCK64:
-        write_int(d, 64, vectors, y, at);
+        write_int(d, 64, vectors, relu, y, at);
         break;
     case SIDE_BLOCK128:
         if (vectors == CHUNK_VECTORS) /* as pass() sees to */
-            write_int(d, 128, CHUNK_VECTORS, y, at);
+            write_int(d, 128, CHUNK_VECTORS, relu, y, at);
         break;
     case SIDE_TABLE:
         write_table(d, vectors, y, at);
@@ -474,19 +484,54 @@ INLINE vf activated(const bw_row_activation *a, vf y)
 typedef struct kinds {
     side_kind a, b, out0, out1;
     int multiply;
+    int relu; /* the activation is one, and left to the outputs */
 } kinds;
 
 typedef struct spots {
     spot a, b, out0, out1;
 } spots;
 
-INLINE spots move_all(const fused_pass *p, spots at)
+/* Bytes from one chunk to the next; constants for most kinds. */
+INLINE size_t chunk_codes(const side *d, side_kind kind, size_t chunk)
 {
-    at.a = moved(at.a, p->a.code_step, p->a.exp_step);
-    at.b = moved(at.b, p->b.code_step, p->b.exp_step);
-    at.out0 = moved(at.out0, p->out[0].code_step, p->out[0].exp_step);
-    at.out1 = moved(at.out1, p->out[1].code_step, p->out[1].exp_step);
-    return at;
+    switch (kind) {
+    case SIDE_FLOAT:
+        return chunk * 4;
+    case SIDE_FP16:
+    case SIDE_BF16:
+        return chunk * 2;
+    case SIDE_BLOCK16:
+    case SIDE_BLOCK32:
+    case SIDE_BLOCK64:
+    case SIDE_TABLE:
+        return chunk;
+    default:
+        return d->code_step;
+    }
+}
+
+INLINE size_t chunk_exps(const side *d, side_kind kind, size_t chunk)
+{
+    switch (kind) {
+    case SIDE_FLOAT:
+    case SIDE_FP16:
+    case SIDE_BF16:
+        return 0;
+    case SIDE_BLOCK16:
+        return chunk / 16;
+    case SIDE_BLOCK32:
+    case SIDE_TABLE:
+        return chunk / 32;
+    case SIDE_BLOCK64:
+        return chunk / 64;
+    default:
+        return d->exp_step;
+    }
+}
+
+INLINE spot next_chunk(const side *d, side_kind kind, size_t chunk, spot at)
+{
+    return moved(at, chunk_codes(d, kind, chunk), chunk_exps(d, kind, chunk));
 }
 
 /* Inlined with constant kinds, as far as they are known. */
@@ -507,7 +552,8 @@ INLINE void do_chunk(const fused_pass *p, kinds k, spots at, const line_set *lin
                 y[i] += z[i];
         }
     }
-    if (p->activation.kind == BW_ACT_RELU) {
+    if (k.relu) { /* later */
+    } else if (p->activation.kind == BW_ACT_RELU) {
 #pragma GCC unroll 16
         for (int i = 0; i < vectors; i++)
             y[i] = v_max(y[i], v_set(0.0f));
@@ -523,9 +569,9 @@ INLINE void do_chunk(const fused_pass *p, kinds k, spots at, const line_set *lin
         for (int i = 0; i < vectors; i++)
             y[i] = v_keep(y[i], line_count(lines, (size_t)(i * V_LANES)));
     }
-    write_chunk(&p->out[0], k.out0, vectors, y, at.out0);
+    write_chunk(&p->out[0], k.out0, vectors, k.relu, y, at.out0);
     if (k.out1 != SIDE_NONE)
-        write_chunk(&p->out[1], k.out1, vectors, y, at.out1);
+        write_chunk(&p->out[1], k.out1, vectors, k.relu, y, at.out1);
 }
 
 /* Reads n < 128 channels into y. */
@@ -567,7 +613,7 @@ static void do_rest(const fused_pass *p, kinds k, spots at, const line_set *line
             const size_t blocks = (n + 15) / 16;
             uint8_t codes[64];
             int8_t exps[4];
-            write_int(d, 16, 64 / V_LANES, y, (spot){codes, exps});
+            write_int(d, 16, 64 / V_LANES, 0, y, (spot){codes, exps});
             for (size_t b = 0; b < blocks; b++) {
                 memcpy(to.codes + 16 * b, codes + 16 * b, 16);
                 to.exps[b] = exps[b];
@@ -620,7 +666,7 @@ INLINE void run_pieces(const fused_pass *p, kinds k, size_t pixels, size_t n, si
             y[i] = v_set(0.0f);
         uint8_t codes[64];
         int8_t exps[4];
-        write_int(&p->out[0], 16, 64 / V_LANES, y, (spot){codes, exps});
+        write_int(&p->out[0], 16, 64 / V_LANES, 0, y, (spot){codes, exps});
         for (size_t i = 0; i < pieces; i++) {
             memcpy(to[i].codes, codes + 16 * i, 16);
             to[i].exps[0] = exps[i];
@@ -648,6 +694,10 @@ INLINE void run_pixels(const fused_pass *p, kinds k, size_t chunk, size_t pixels
                        (k.out1 == SIDE_NONE || k.out1 == SIDE_FP16) && chunk == 64;
     if (pieces)
         run_pieces(p, k, pixels, n, n - n % chunk);
+    /* Copies, as what is written through bytes' pointers may be anything in memory. */
+    const size_t code_a = p->a.code_pixel, code_b = p->b.code_pixel, code_0 = p->out[0].code_pixel,
+                 code_1 = p->out[1].code_pixel, exp_a = p->a.exp_pixel, exp_b = p->b.exp_pixel,
+                 exp_0 = p->out[0].exp_pixel, exp_1 = p->out[1].exp_pixel;
     spots first = {p->a.first, p->b.first, p->out[0].first, p->out[1].first};
     for (; pixels; pixels--) {
         spots at = first;
@@ -671,21 +721,25 @@ INLINE void run_pixels(const fused_pass *p, kinds k, size_t chunk, size_t pixels
                 break;
             }
             do_chunk(p, k, at, &lines, (int)chunk / V_LANES);
-            at = move_all(p, at);
+            at.a = next_chunk(&p->a, k.a, chunk, at.a);
+            at.b = next_chunk(&p->b, k.b, chunk, at.b);
+            at.out0 = next_chunk(&p->out[0], k.out0, chunk, at.out0);
+            at.out1 = next_chunk(&p->out[1], k.out1, chunk, at.out1);
         }
-        first.a = moved(first.a, p->a.code_pixel, p->a.exp_pixel);
-        first.b = moved(first.b, p->b.code_pixel, p->b.exp_pixel);
-        first.out0 = moved(first.out0, p->out[0].code_pixel, p->out[0].exp_pixel);
-        first.out1 = moved(first.out1, p->out[1].code_pixel, p->out[1].exp_pixel);
+        first.a = moved(first.a, code_a, exp_a);
+        first.b = moved(first.b, code_b, exp_b);
+        first.out0 = moved(first.out0, code_0, exp_0);
+        first.out1 = moved(first.out1, code_1, exp_1);
     }
 }
 
 /* The common kinds have loops of their own. */
-INLINE int run_known(const fused_pass *p, size_t pixels, size_t n, size_t line, size_t padded, side_kind a, side_kind b,
-                     side_kind out0, side_kind out1)
+INLINE int run_known(const fused_pass *p, size_t pixels, size_t n, size_t line, size_t padded, int relu, side_kind a,
+                     side_kind b, side_kind out0, side_kind out1)
 {
-    const kinds k = {a, b, out0, out1, 0};
-    if (p->a.kind != a || p->b.kind != b || p->out[0].kind != out0 || p->out[1].kind != out1 || p->multiply)
+    const kinds k = {a, b, out0, out1, 0, relu};
+    if (p->a.kind != a || p->b.kind != b || p->out[0].kind != out0 || p->out[1].kind != out1 || p->multiply ||
+        (relu && p->activation.kind != BW_ACT_RELU))
         return 0;
     run_pixels(p, k, 64, pixels, n, line, padded);
     return 1;
@@ -704,7 +758,9 @@ static int adjoin(const bw_side *s, size_t n, size_t padded)
 
 static void fused(const bw_fused *f)
 {
-    const bw_side *sides[] = {&f->a, &f->b, &f->out[0], &f->out[1]};
+    /* A block format first: which output is which makes no difference here. */
+    const int swap = f->out[1].format && f->out[1].format->block > 1;
+    const bw_side *sides[] = {&f->a, &f->b, &f->out[swap], &f->out[!swap]};
     size_t chunk = 64, align = 16, n = f->n, pixels = f->pixels, line = 0;
     for (int i = 0; i < 4; i++)
         if (sides[i]->format && sides[i]->format->block > align)
@@ -728,16 +784,20 @@ static void fused(const bw_fused *f)
         n = padded * pixels;
         pixels = 1;
     }
-    const kinds k = {p.a.kind, p.b.kind, p.out[0].kind, p.out[1].kind, p.multiply};
+    const kinds k = {p.a.kind, p.b.kind, p.out[0].kind, p.out[1].kind, p.multiply, 0};
     if (chunk == 128)
         run_pixels(&p, k, 128, pixels, n, line, padded);
-#define KNOWN(a, b, out0, out1) run_known(&p, pixels, n, line, padded, SIDE_##a, SIDE_##b, SIDE_##out0, SIDE_##out1)
-    else if (!KNOWN(FLOAT, NONE, BLOCK16, NONE) && !KNOWN(FLOAT, BLOCK16, BLOCK16, NONE) &&
-             !KNOWN(FLOAT, FP16, BLOCK16, NONE) && !KNOWN(FLOAT, FP16, BLOCK16, FP16) &&
-             !KNOWN(FLOAT, NONE, TABLE, NONE) && !KNOWN(FLOAT, FP16, TABLE, NONE) &&
-             !KNOWN(FLOAT, NONE, BLOCK32, NONE) && !KNOWN(FLOAT, NONE, FP16, NONE) && !KNOWN(FLOAT, FP16, FP16, NONE) &&
-             !KNOWN(LINES, NONE, BLOCK16, NONE) && !KNOWN(LINES, NONE, FP16, NONE) &&
-             !KNOWN(PADDED_LINES, NONE, BLOCK16, NONE))
+#define KNOWN(relu, a, b, out0, out1)                                                                                  \
+    run_known(&p, pixels, n, line, padded, relu, SIDE_##a, SIDE_##b, SIDE_##out0, SIDE_##out1)
+    else if (!KNOWN(1, FLOAT, NONE, BLOCK16, NONE) && !KNOWN(1, FLOAT, FP16, BLOCK16, NONE) &&
+             !KNOWN(1, FLOAT, FP16, BLOCK16, FP16) && !KNOWN(1, FLOAT, NONE, BLOCK32, NONE) &&
+             !KNOWN(1, FLOAT, NONE, FP16, NONE) && !KNOWN(1, LINES, NONE, BLOCK16, NONE) &&
+             !KNOWN(0, FLOAT, NONE, BLOCK16, NONE) && !KNOWN(0, FLOAT, BLOCK16, BLOCK16, NONE) &&
+             !KNOWN(0, FLOAT, FP16, BLOCK16, NONE) && !KNOWN(0, FLOAT, FP16, BLOCK16, FP16) &&
+             !KNOWN(0, FLOAT, NONE, TABLE, NONE) && !KNOWN(0, FLOAT, FP16, TABLE, NONE) &&
+             !KNOWN(0, FLOAT, NONE, BLOCK32, NONE) && !KNOWN(0, FLOAT, NONE, FP16, NONE) &&
+             !KNOWN(0, FLOAT, FP16, FP16, NONE) && !KNOWN(0, LINES, NONE, BLOCK16, NONE) &&
+             !KNOWN(0, LINES, NONE, FP16, NONE) && !KNOWN(0, PADDED_LINES, NONE, BLOCK16, NONE))
         run_pixels(&p, k, 64, pixels, n, line, padded);
 #undef KNOWN
 }

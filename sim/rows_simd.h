@@ -8,15 +8,13 @@
  *   v_float (vi -> vf, exact or RNE), v_round (vf -> vi, RNE), v_min v_max (as MINPS, MAXPS: the second operand
  *   if they are equal or unordered), v_fma, v_max_int,
  *   v_swap (the two lanes of each pair change places)
- *   v_half_to_float (pointer -> vf), v_to_half (vf -> vh, RNE, -0 becomes +0), v_narrow (vi -> vh), v_store_half
- * and for the fused pass
- *   v_max_four (four vi of non-negatives -> __m128i): the largest lane of each
- *   v_keep (vf, n): lanes n.. become 0; v_load_part (pointer, n): n < V_LANES floats, zeros after them;
- *   v_copy_part (to, pointer, n): n 16-bit codes, zeros after them; returns `to`
- *   v_store_codes (pointer, vi[64 / V_LANES], limit): 64 int8 clamped to +-limit; the lanes fit 16 bits
- *   v_store_bytes (pointer, vi[64 / V_LANES]): 64 bytes; the lanes are 0..255
- *   v_element_to_float (pointer, magnitude, most, shift, sign): table_shape below says what
- * and then includes this and sim/rows_fused.h.
+ *   v_half_to_float (pointer -> vf), v_to_half (vf -> vh, RNE, -0 becomes +0), v_positive_to_half (no -0), v_narrow (vi
+ * -> vh), v_store_half and for the fused pass v_max_four (four vi of non-negatives -> __m128i): the largest lane of
+ * each v_keep (vf, n): lanes n.. become 0; v_load_part (pointer, n): n < V_LANES floats, zeros after them; v_copy_part
+ * (to, pointer, n): n 16-bit codes, zeros after them; returns `to` v_store_codes (pointer, vi[64 / V_LANES], most,
+ * least): 64 int8, saturated, not above most[64] nor below least[64] (NULL: zeros) v_store_bytes (pointer, vi[64 /
+ * V_LANES]): 64 bytes; the lanes are 0..255 v_element_to_float (pointer, magnitude, most, shift, sign): table_shape
+ * below says what and then includes this and sim/rows_fused.h.
  */
 
 /* Vectors in the largest chunk of the fused pass. */
@@ -64,6 +62,11 @@ static inline vf from_vector(bw_format f, const uint16_t *p)
 static inline vh to_fp16(vf x)
 {
     return v_to_half(v_min(v_max(x, v_set(-65504.0f)), v_set(65504.0f)));
+}
+
+static inline vh to_fp16_relu(vf x)
+{
+    return v_positive_to_half(v_min(v_max(x, v_set(0.0f)), v_set(65504.0f)));
 }
 
 /* Nearest bf16 code: 8 significant bits, multiples of 2^-63, at most 255 * 2^40. */

@@ -35,6 +35,9 @@ typedef enum bw_sim_isa {
 typedef struct bw_fast_options {
     bw_sim_isa isa;
     unsigned threads; /* 0: environment BW_SIM_THREADS, else the CPUs this process may use; at most 64 */
+    /* Vector pipes that kernels are laid out for, 2 or 4; some ISAs only have both. 0: environment BW_SIM_PIPES, else
+     * as this CPU has. Speed only, never bits. */
+    unsigned pipes;
 } bw_fast_options;
 
 typedef struct bw_fast bw_fast; /* a planned program and its thread pool */
@@ -43,7 +46,7 @@ typedef struct bw_fast bw_fast; /* a planned program and its thread pool */
  * Plans the program. `program` (its bytes) and `constants` (64-byte aligned) are borrowed and must outlive the
  * engine; constants are used in place, never copied as a whole. options NULL: all defaults.
  * BW_UNSUPPORTED: the forced ISA is unknown or this CPU lacks it. BW_INVALID_ARGUMENT: threads (the option or the
- * environment) outside 1..64. BW_EXHAUSTED: the system starts no more threads. BW_NO_MEMORY.
+ * environment) outside 1..64, pipes neither 0, 2 nor 4. BW_EXHAUSTED: the system starts no more threads. BW_NO_MEMORY.
  */
 bw_status bw_fast_create(const bw_program *program, const void *constants, const bw_fast_options *options,
                          bw_fast **engine, bw_error *err);

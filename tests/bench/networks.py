@@ -5,6 +5,9 @@ The light/ models of ONNX have the architecture of well-known networks and one c
 it activations grow or die and nothing measured would mean much, so each gets seeded random weights of the size that
 keeps the scale of activations, and everybody (blockwave and its peers) reads the resulting file. Batch normalisations
 followed by a separate scale and shift (as Caffe had them) become one, as these networks are exported today.
+
+MobileNetV1 and V2 at full size are in no test suite: they are written here from their papers' tables (Howard et al. 2017,
+Sandler et al. 2018), with batch normalisations folded and seeded weights of the same kind.
 """
 import os
 
@@ -27,13 +30,17 @@ NETWORKS = [
     ("alexnet", "onnx/light/light_bvlc_alexnet.onnx"),
     ("zfnet512", "onnx/light/light_zfnet512.onnx"),
     ("vgg19", "onnx/light/light_vgg19.onnx"),
+    ("mobilenet_v1_full", None),
+    ("mobilenet_v2", None),
 ]
 
 OPSET = 13  # the oldest that has per-channel QuantizeLinear, which the int8 peers need
 
 
 def find(name, path, top, shared):
-    """The source file, or None."""
+    """The source file (of a network that is written here: this one), or None."""
+    if path is None:
+        return os.path.abspath(__file__)
     full = os.path.join(top if name == "digits" else shared, path)
     return full if os.path.isfile(full) else None
 
@@ -97,6 +104,95 @@ def _fold_scale_shift(graph, arrays):
         gone += [n for n, _ in found]
     for n in gone:
         graph.node.remove(n)
+
+
+class _Layers:
+    """A chain of convolutions, each with bias and activation."""
+
+    def __init__(self, channels, seed):
+        import numpy as np
+        self.nodes, self.arrays, self.rng, self.now, self.channels = [], {}, np.random.default_rng(seed), "image", channels
+
+    def add(self, op, inputs, **attributes):
+        from onnx import helper
+        self.now = f"{op.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, [self.now], self.now, **attributes))
+        return self.now
+
+    def constant(self, values):
+        import numpy as np
+        name = f"w{len(self.arrays)}"
+        self.arrays[name] = np.asarray(values, np.float32)
+        return name
+
+    def conv(self, channels, kernel=1, stride=1, depthwise=False, activation=None):
+        """activation: None, "Relu", or the upper limit of a Clip."""
+        groups = self.channels if depthwise else 1
+        fan = self.channels // groups * kernel * kernel
+        shape = (channels, self.channels // groups, kernel, kernel)
+        gain = 1.0 if activation is None else 2.0
+        self.add("Conv", [self.now, self.constant(self.rng.normal(0, (gain / fan) ** 0.5, shape)),
+                          self.constant(self.rng.normal(0, 0.1, channels))], kernel_shape=[kernel] * 2,
+                 strides=[stride] * 2, pads=[kernel // 2] * 4, group=groups)
+        self.channels = channels
+        if activation == "Relu":
+            self.add("Relu", [self.now])
+        elif activation is not None:
+            self.add("Clip", [self.now, self.constant(0.0), self.constant(activation)])
+
+    def head(self, classes):
+        self.add("GlobalAveragePool", [self.now])
+        self.add("Flatten", [self.now])
+        weights = self.rng.normal(0, (1.0 / self.channels) ** 0.5, (classes, self.channels))
+        self.add("Gemm", [self.now, self.constant(weights), self.constant(self.rng.normal(0, 0.1, classes))], transB=1)
+
+    def model(self, size, classes):
+        from onnx import TensorProto, helper, numpy_helper
+        graph = helper.make_graph(
+            self.nodes, "network", [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, size, size])],
+            [helper.make_tensor_value_info(self.now, TensorProto.FLOAT, [1, classes])],
+            [numpy_helper.from_array(a, n) for n, a in self.arrays.items()])
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=7)
+
+
+def _mobilenet_v1(seed):
+    net = _Layers(3, seed)
+    net.conv(32, 3, 2, activation="Relu")
+    for channels, stride in [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)] + [(512, 1)] * 5 + [(1024, 2), (1024, 1)]:
+        net.conv(net.channels, 3, stride, depthwise=True, activation="Relu")
+        net.conv(channels, activation="Relu")
+    net.head(1000)
+    return net.model(224, 1000)
+
+
+def _mobilenet_v2(seed):
+    net = _Layers(3, seed)
+    net.conv(32, 3, 2, activation=6.0)
+    for expand, channels, repeat, first in [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
+                                            (6, 160, 3, 2), (6, 320, 1, 1)]:
+        for i in range(repeat):
+            start, stride, same = net.now, first if i == 0 else 1, net.channels == channels
+            if expand > 1:
+                net.conv(net.channels * expand, activation=6.0)
+            net.conv(net.channels, 3, stride, depthwise=True, activation=6.0)
+            net.conv(channels)
+            if stride == 1 and same:
+                net.add("Add", [start, net.now])
+    net.conv(1280, activation=6.0)
+    net.head(1000)
+    return net.model(224, 1000)
+
+
+MADE = {"mobilenet_v1_full": _mobilenet_v1, "mobilenet_v2": _mobilenet_v2}
+
+
+def write(name, target, seed=1):
+    """Writes `target`: a network that has no file."""
+    import onnx
+    model = MADE[name](seed)
+    onnx.checker.check_model(model)
+    onnx.save(model, target + ".tmp")
+    os.replace(target + ".tmp", target)
 
 
 def materialise(source, target, seed=1):

@@ -22,6 +22,16 @@ done
 echo "missing:$missing" >"$TMPDIR/log"
 [ -z "$missing" ]
 check "everything is where it belongs" $?
+plugins=
+for so in "$BW_BIN"/../lib/libbw_hal_*.so; do
+    name=${so##*/libbw_hal_} name=${name%.so}
+    [ ! -e "$so" ] || { [ -e "$root/usr/lib/blockwave/libbw_hal_$name.so" ] && plugins="$plugins $name"; } || plugins="$plugins missing:$name"
+done
+env -u BW_PLUGIN_PATH "$root/usr/bin/blockwave" devices >"$TMPDIR/log" 2>&1
+case "$plugins" in *missing:*) false ;; *) true ;; esac && for name in $plugins; do
+    ! grep "^$name: not usable: .*not installed" "$TMPDIR/log" || exit 1
+done
+check "the installed command finds its plug-ins (${plugins:- none built})" $?
 "$root/usr/bin/blockwave" quantize host/demo/digits/digits.onnx -o "$TMPDIR/digits.bw" --quiet >"$TMPDIR/log" 2>&1
 check "the installed command finds its programs" $?
 "$root/usr/bin/blockwave-xrt-emulation" run -- "$root/usr/bin/blockwave" devices >"$TMPDIR/log" 2>&1

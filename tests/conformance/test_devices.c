@@ -18,13 +18,10 @@
 #include "hal/hal.h"
 #include "sim/sim.h"
 #include "tests/support/compare.h"
+#include "tests/support/devices.h"
 #include "tests/support/random_program.h"
 
-#define MS          UINT64_C(1000000)
-#define DEVICES_MAX 16
-
-static char uris[DEVICES_MAX][128];
-static unsigned uri_count;
+#define MS UINT64_C(1000000)
 
 static bw_device *open_device(void **state)
 {
@@ -287,60 +284,11 @@ static void refuses_illegal_programs(void **state)
     bw_device_close(dev);
 }
 
-/* --- devices ---------------------------------------------------------------------------------------------------- */
-
-static int add_uri(const char *uri)
-{
-    if (uri_count == DEVICES_MAX || strlen(uri) >= sizeof uris[0]) {
-        printf("not ok 0 - device %s: more than %d devices, or too long\n", uri, DEVICES_MAX);
-        exit(1);
-    }
-    strcpy(uris[uri_count++], uri);
-    return 0;
-}
-
-static int each(const bw_device_info *info, void *user)
-{
-    (void)user;
-    return add_uri(info->uri);
-}
-
-static void absent(const char *backend, const char *reason, void *user)
-{
-    (void)user;
-    printf("ok 0 - devices of %s # SKIP %s\n", backend, reason);
-}
-
-static int find_devices(void)
-{
-    bw_error err = {BW_OK, ""};
-    const char *env = getenv("BW_DEVICES"), *bin = getenv("BW_BIN");
-    char plugins[1024];
-    if (bin && snprintf(plugins, sizeof plugins, "%s/../lib", bin) < (int)sizeof plugins)
-        setenv("BW_PLUGIN_PATH", plugins, 0); /* the plug-ins of this build */
-    if (env && *env) {
-        char list[1024], *rest = list;
-        snprintf(list, sizeof list, "%s", env);
-        for (char *uri; (uri = strsep(&rest, " "));)
-            if (*uri)
-                add_uri(uri);
-    } else if (bw_device_enumerate(each, absent, NULL, &err)) {
-        printf("not ok 1 - enumerate: %s\n", err.message);
-        return -1;
-    } else {
-        /* The enumerated devices use all threads and the best instruction set: other ways to the same bits. */
-        add_uri("sim:?threads=1&isa=portable");
-        add_uri("sim:u250?threads=3");
-    }
-    return 0;
-}
+/* ------------------------------------------------------------------------------------------------------------------ */
 
 int main(void)
 {
-    static const struct {
-        const char *name;
-        CMUnitTestFunction run;
-    } cases[] = {
+    static const struct bw_test_case cases[] = {
         {"describes itself", describes_itself},
         {"same bits as the reference", same_bits_as_the_reference},
         {"many runs in flight", many_runs_in_flight},
@@ -348,16 +296,7 @@ int main(void)
         {"reset keeps images usable", reset_keeps_images_usable},
         {"refuses illegal programs", refuses_illegal_programs},
     };
-    enum { CASES = sizeof cases / sizeof *cases };
-    static char names[DEVICES_MAX][CASES][200];
-    static struct CMUnitTest tests[DEVICES_MAX * CASES];
-    bw_error err;
-    if (bw_sim_register(&err) || find_devices())
-        return 1;
-    for (unsigned d = 0; d < uri_count; d++)
-        for (unsigned i = 0; i < CASES; i++) {
-            snprintf(names[d][i], sizeof names[d][i], "%.128s %s", uris[d], cases[i].name);
-            tests[d * CASES + i] = (struct CMUnitTest){names[d][i], cases[i].run, NULL, NULL, uris[d]};
-        }
-    return _cmocka_run_group_tests("devices", tests, uri_count * CASES, NULL, NULL);
+    /* The devices that are found use all threads and the best instruction set: other ways to the same bits. */
+    static const char *const more[] = {"sim:?threads=1&isa=portable", "sim:u250?threads=3", NULL};
+    return bw_test_devices_main("devices", cases, sizeof cases / sizeof *cases, more);
 }

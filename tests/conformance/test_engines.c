@@ -38,6 +38,12 @@ static void parse(const struct bw_random_case *c, uint64_t seed, bw_program *pro
         fail_msg("seed %llu: %s", (unsigned long long)seed, err.message);
 }
 
+/* Both layouts of kernels get their share. */
+static unsigned pipes_of(uint64_t seed, unsigned threads)
+{
+    return (seed + threads) % 2 ? 2 : 4;
+}
+
 /* Runs one case on `isa` with each number of threads, whole batch and first image alone. */
 static void compare_case(uint64_t seed, const struct bw_random_case *c, const bw_program *program, const void *expected,
                          bw_sim_isa isa)
@@ -45,7 +51,7 @@ static void compare_case(uint64_t seed, const struct bw_random_case *c, const bw
     uint8_t *out = malloc(c->out_bytes * c->batch + 1);
     assert_non_null(out);
     for (unsigned threads = 1; threads <= 4; threads++) {
-        const bw_fast_options options = {isa, threads};
+        const bw_fast_options options = {isa, threads, pipes_of(seed, threads)};
         bw_fast *engine;
         bw_error err;
         if (bw_fast_create(program, c->constants, &options, &engine, &err))
@@ -60,7 +66,7 @@ static void compare_case(uint64_t seed, const struct bw_random_case *c, const bw
             assert_int_equal(out[bytes], 0xA5);
             if (memcmp(out, expected, bytes) == 0)
                 continue;
-            const bw_compare_engine fast = {bw_sim_isa_name(isa), bw_compare_fast, isa, threads, NULL};
+            const bw_compare_engine fast = {bw_sim_isa_name(isa), bw_compare_fast, isa, threads, options.pipes, NULL};
             const bw_compare_case detail = {program, c->constants, c->in, batches[b]};
             char report[BW_COMPARE_REPORT] = "differ in this run only: the engine is not deterministic";
             bw_program_print(program, stderr);
@@ -183,7 +189,7 @@ static unsigned plant_in_constants(uint64_t seed, int in_exponents)
         assert_int_equal(bw_reference_run(&program, c.constants, c.in, good, c.batch, NULL), BW_OK);
         assert_int_equal(bw_reference_run(&program, spoiled, c.in, bad, c.batch, NULL), BW_OK);
         planted p = {spoiled, SIZE_MAX};
-        const bw_compare_engine engine = {"planted", run_planted, BW_SIM_ISA_AUTO, 2, &p};
+        const bw_compare_engine engine = {"planted", run_planted, BW_SIM_ISA_AUTO, 2, 0, &p};
         const bw_compare_case detail = {&program, c.constants, c.in, c.batch};
         char report[BW_COMPARE_REPORT] = "", expected[64];
         const int changed = memcmp(good, bad, bytes) != 0;
@@ -228,7 +234,7 @@ static void finds_a_wrong_output_bit(void **state)
         assert_int_equal(bw_random_case_make(seed, &mixed, &c), 0);
         parse(&c, seed, &program);
         planted p = {NULL, seed * 7919 % (c.out_bytes * c.batch * 8)};
-        const bw_compare_engine engine = {"planted", run_planted, BW_SIM_ISA_AUTO, 1, &p};
+        const bw_compare_engine engine = {"planted", run_planted, BW_SIM_ISA_AUTO, 1, 0, &p};
         const bw_compare_case detail = {&program, c.constants, c.in, c.batch};
         char report[BW_COMPARE_REPORT];
         assert_int_equal(bw_compare_engines(&detail, &reference, &engine, report), 1);

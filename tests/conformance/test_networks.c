@@ -12,48 +12,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "hal/base.h"
 #include "quantize/compile.h"
 #include "quantize/import.h"
 #include "quantize/passes.h"
 #include "sim/sim.h"
-
-static const struct network {
-    const char *path;
-    int small; /* in make test */
-} networks[] = {
-    {"host/demo/digits/digits.onnx", 1},
-    {"models/resnet8_cifar10_bn.onnx", 1},
-    {"models/mnist_cntk.onnx", 1},
-    {"models/kws_dscnn_folded.onnx", 1},
-    {"models/ad01_fcae_bn.onnx", 1},
-    {"models/resnet20_cifar10.onnx", 0},
-    {"models/resnet20_cifar10_torch113export.onnx", 0},
-    {"models/vww_mobilenet_bn.onnx", 0},
-    {"models/mobilenet_v1_0.25_128_quant_deq.onnx", 0},
-    {"models/squeezenet10_dc_fp32.onnx", 0},
-    {"models/squeezenet11_fp32.onnx", 0},
-    {"onnx/light/light_shufflenet.onnx", 0},
-    {"onnx/light/light_squeezenet.onnx", 0},
-    {"onnx/light/light_resnet50.onnx", 0},
-    {"onnx/light/light_densenet121.onnx", 0},
-    {"onnx/light/light_inception_v1.onnx", 0},
-    {"onnx/light/light_inception_v2.onnx", 0},
-    {"onnx/light/light_vgg19.onnx", 0},
-};
-
-static const struct {
-    bw_format format;
-    uint16_t block;
-} numerics[] = {
-    {BW_FORMAT_MSFP16, 16},     {BW_FORMAT_MSFP15, 16},     {BW_FORMAT_MSFP14, 16},     {BW_FORMAT_MSFP13, 16},
-    {BW_FORMAT_MSFP12, 16},     {BW_FORMAT_MSFP11, 16},     {BW_FORMAT_MSFP12, 64},     {BW_FORMAT_MSFP16, 128},
-    {BW_FORMAT_MXINT8, 32},     {BW_FORMAT_MXFP6_E2M3, 32}, {BW_FORMAT_MXFP6_E3M2, 32}, {BW_FORMAT_MXFP4_E2M1, 32},
-    {BW_FORMAT_MXFP8_E4M3, 32}, {BW_FORMAT_MXFP8_E5M2, 32}, {BW_FORMAT_MX9, 16},        {BW_FORMAT_MX6, 16},
-    {BW_FORMAT_MX4, 16},        {BW_FORMAT_MX9, 64},
-};
+#include "tests/support/networks.h"
 
 #define BATCH 8u
 
@@ -75,19 +40,6 @@ static void result(int ok, const char *network, const char *what, const char *de
 static void skip(const char *network, const char *why)
 {
     printf("ok %d - %s # SKIP %s\n", ++test_count, network, why);
-}
-
-/* Sums of uniform numbers: bell-shaped, the same on every machine. */
-static void fill_input(float *x, size_t n, uint32_t seed)
-{
-    for (size_t i = 0; i < n; i++) {
-        float sum = 0.0f;
-        for (int k = 0; k < 4; k++) {
-            seed = seed * 1664525u + 1013904223u;
-            sum += (float)(seed >> 8) / 16777216.0f - 0.5f;
-        }
-        x[i] = sum * 2.0f;
-    }
 }
 
 static int equal(const char *got, const char *expected, size_t size, char *detail, size_t detail_size, const char *what)
@@ -154,14 +106,14 @@ static int compare_stage(const bw_stage *stage, struct buffers *b)
     b->expected = bw_aligned_zalloc(b->out_bytes * BATCH);
     int ok = b->in && b->out && b->expected;
     if (ok) {
-        fill_input((float *)b->in, b->in_bytes * BATCH / 4, 1);
+        bw_test_fill_input((float *)b->in, b->in_bytes * BATCH / 4, 1);
         /* Gaps between outputs keep what was there before, in both. */
         memset(b->expected, 0xa5, b->out_bytes * BATCH);
         ok = bw_reference_run(&program, stage->constants, b->in, b->expected, 1, &err) == BW_OK;
     }
     for (int isa = BW_SIM_ISA_PORTABLE; ok && isa <= BW_SIM_ISA_AVX512VNNI; isa++) {
         for (unsigned threads = 1; ok && bw_sim_isa_available((bw_sim_isa)isa) && threads <= 4; threads++) {
-            bw_fast_options options = {(bw_sim_isa)isa, threads};
+            bw_fast_options options = {(bw_sim_isa)isa, threads, threads % 2 ? 2 : 4};
             bw_fast *engine;
             ok = bw_fast_create(&program, stage->constants, &options, &engine, &err) == BW_OK;
             if (ok) {
@@ -205,15 +157,11 @@ static void run_format(const bw_graph *g, const char *network, bw_format format,
         result(ok, network, what, b.detail);
 }
 
-static void run_network(const struct network *n)
+static void run_network(const struct bw_test_network *n)
 {
-    const char *shared = getenv("BW_SHARED"), *only = getenv("BW_FORMAT");
+    const char *only = getenv("BW_FORMAT");
     char path[1024];
-    if (strncmp(n->path, "host/", 5) == 0)
-        snprintf(path, sizeof path, "%s", n->path);
-    else
-        snprintf(path, sizeof path, "%s/%s", shared ? shared : "../shared/data", n->path);
-    if (access(path, R_OK) != 0) {
+    if (!bw_test_network_path(n, path, sizeof path)) {
         skip(n->path, "no such file: set BW_SHARED");
         return;
     }
@@ -226,9 +174,9 @@ static void run_network(const struct network *n)
     if (bw_passes_run(g, &err)) {
         result(0, n->path, "passes", err.message);
     } else {
-        for (size_t f = 0; f < sizeof numerics / sizeof *numerics; f++) {
-            if (only ? strcmp(only, bw_format_get(numerics[f].format)->name) == 0 : f % 5 == 0 || !sanitized())
-                run_format(g, n->path, numerics[f].format, numerics[f].block);
+        for (size_t f = 0; f < bw_test_numeric_count; f++) {
+            if (only ? strcmp(only, bw_format_get(bw_test_numerics[f].format)->name) == 0 : f % 5 == 0 || !sanitized())
+                run_format(g, n->path, bw_test_numerics[f].format, bw_test_numerics[f].block);
         }
     }
     bw_graph_free(g);
@@ -239,9 +187,9 @@ int main(void)
     const char *pick = getenv("BW_NETWORK");
     if (!pick && sanitized() && !getenv("BW_LONG"))
         pick = "digits";
-    for (size_t i = 0; i < sizeof networks / sizeof *networks; i++) {
-        if (pick ? strstr(networks[i].path, pick) != NULL : networks[i].small || getenv("BW_LONG"))
-            run_network(&networks[i]);
+    for (size_t i = 0; i < bw_test_network_count; i++) {
+        if (pick ? strstr(bw_test_networks[i].path, pick) != NULL : bw_test_networks[i].small || getenv("BW_LONG"))
+            run_network(&bw_test_networks[i]);
     }
     for (int isa = BW_SIM_ISA_PORTABLE; isa <= BW_SIM_ISA_AVX512VNNI; isa++) {
         if (!bw_sim_isa_available((bw_sim_isa)isa))

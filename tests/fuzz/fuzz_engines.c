@@ -38,13 +38,13 @@ static double work_of(const bw_program *p)
     return work;
 }
 
-static void run(const bw_program *program, const void *constants, bw_sim_isa isa, uint32_t batch)
+static void run(const bw_program *program, const void *constants, bw_sim_isa isa, uint32_t batch, unsigned pipes)
 {
     const bw_program_header *h = program->header;
     uint8_t *in = aligned(h->in_bytes * batch), *out = aligned(h->out_bytes * batch);
     for (size_t i = 0; i < h->in_bytes * batch; i++)
         in[i] = (uint8_t)(i * 167 + 13 - (i % 4 == 3) * (i & 0x80));
-    const bw_fast_options options = {isa, batch};
+    const bw_fast_options options = {isa, batch, pipes};
     bw_fast *engine;
     bw_error err;
     if (bw_fast_create(program, constants, &options, &engine, &err) == BW_OK) {
@@ -80,8 +80,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             memcpy(constants, bytes + program_size, copied);
             if (bw_program_check_constants(&program, constants, h->const_bytes, &err) == BW_OK)
                 for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa <= BW_SIM_ISA_AVX512VNNI; isa++)
-                    if (bw_sim_isa_available(isa))
-                        run(&program, constants, isa, isa == BW_SIM_ISA_AVX512VNNI ? 2 : 1);
+                    for (unsigned pipes = isa == BW_SIM_ISA_AVX512VNNI ? 2 : 4; pipes <= 4; pipes += 2)
+                        if (bw_sim_isa_available(isa))
+                            run(&program, constants, isa, pipes == 2 ? 2 : 1, pipes);
             free(constants);
         }
     }

@@ -20,8 +20,8 @@ typedef struct bw_compare_engine {
     const char *name;
     bw_status (*run)(const struct bw_compare_engine *engine, const bw_program *program, const void *constants,
                      const void *in, void *out, uint32_t batch, bw_error *err);
-    bw_sim_isa isa; /* of bw_compare_fast */
-    unsigned threads;
+    bw_sim_isa isa;          /* this and the next two: of bw_compare_fast */
+    unsigned threads, pipes; /* 0: as the engine chooses */
     void *user;
 } bw_compare_engine;
 

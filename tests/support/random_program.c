@@ -269,8 +269,13 @@ static const bw_tensor *source(maker *m, unsigned kinds)
 
 static void random_window(maker *m, bw_instruction *ins)
 {
-    if (one_in(m, 3))
-        return; /* 1x1 */
+    if (one_in(m, 3)) { /* 1x1 */
+        if (one_in(m, 2)) {
+            ins->stride_y = (uint16_t)between(m, 1, 3);
+            ins->stride_x = (uint16_t)between(m, 1, 3);
+        }
+        return;
+    }
     ins->kernel_y = (uint16_t)between(m, 1, 3);
     ins->kernel_x = (uint16_t)between(m, 1, 3);
     if (one_in(m, 6)) { /* the whole input, as a fully connected layer has it */

@@ -18,6 +18,9 @@ export UBSAN_OPTIONS="${UBSAN_OPTIONS:-print_stacktrace=1}"
 passed=0 failed=0 skipped=0
 work=$(mktemp -d "${TMPDIR:-/tmp}/bw-tests.XXXXXX") || exit 1
 trap 'rm -rf "$work"' EXIT
+# Compiled kernels of OpenCL devices: one private cache for all tests, nothing in the user's.
+export BW_CACHE_DIR="${BW_CACHE_DIR:-$work/cache}" POCL_CACHE_DIR="${POCL_CACHE_DIR:-$work/pocl}"
+mkdir -p "$POCL_CACHE_DIR"
 trap 'exit 130' INT TERM
 for t in "$@"; do
     case "$t" in *"${BW_ONLY:-}"*) ;; *) continue ;; esac

@@ -404,6 +404,28 @@ static void slow_runs_are_cancelled(void **state)
     free_work(&w);
 }
 
+/* Each run's own deadline counts, whatever the supervisor was waiting for before. */
+static void deadlines_follow_each_other(void **state)
+{
+    (void)state;
+    bw_device *dev;
+    bw_image *image;
+    work w = make_work(9, 0, 0);
+    assert_ok(bw_device_open("sim:?fault=hang@4&fault=hang@6&threads=1", &dev, &err));
+    assert_ok(load(dev, &w, &image));
+    assert_ok(run(image, &w, 60000 * MS));
+    assert_ok(run(image, &w, 0));
+    assert_ok(run(image, &w, 20 * MS));
+    for (int i = 4; i <= 7; i++) {
+        const uint64_t start = bw_now_ns();
+        assert_is(i % 2 ? BW_OK : BW_TIMEOUT, run(image, &w, i % 2 ? 60000 * MS : 50 * MS));
+        assert_true(bw_now_ns() - start < 2000 * MS);
+    }
+    bw_image_release(image);
+    bw_device_close(dev);
+    free_work(&w);
+}
+
 /* --- bitstreams ------------------------------------------------------------------------------------------------- */
 
 static void *bitstream(const char *target, size_t *size)
@@ -602,6 +624,7 @@ int main(void)
         cmocka_unit_test(injected_faults),
         cmocka_unit_test(hang_without_reset_is_death),
         cmocka_unit_test(slow_runs_are_cancelled),
+        cmocka_unit_test(deadlines_follow_each_other),
         cmocka_unit_test(bitstream_changes_the_device),
         cmocka_unit_test(hostile_payloads_are_refused),
         cmocka_unit_test(memory_is_limited),

@@ -1,0 +1,270 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * CONV with a short reduction on the fast engine, for ISAs that have a kernel for it: the sums of some pixels and
+ * outputs stay in registers from the bias to the encoded result, where fast_conv.c goes through memory in between.
+ * Layers with few channels spend most of their time there. What depends on the weights alone is worked out once, at
+ * load.
+ *
+ * An item is some rows of the output. The input under it is packed once: for 1x1 windows the pixels that they read,
+ * else all rows and columns that windows share.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "sim/fast.h"
+
+#define LEAST_PIXELS  8u           /* of a kernel call */
+#define ITEM_PIXELS   256u         /* most of an item, unless a row is longer */
+#define PANEL_BYTES   (48u << 10)  /* most packed codes of an item, unless those of a row take more */
+#define MOST_BLOCKS   40u          /* longer reductions are better off in chunks: fast_conv.c */
+#define MOST_WEIGHTS  (512u << 10) /* bytes of a layer's codes */
+#define CACHED        (24u << 10)  /* weights and their sums that stay in the first cache */
+#define SERIAL_CYCLES 12000u       /* less work than this is not worth a second thread */
+
+static size_t divide_up(size_t a, size_t b)
+{
+    return (a + b - 1) / b;
+}
+
+/* Columns of the input that a row of output pixels reads; all in between too if windows have more than one. */
+static size_t panel_width(const bw_instruction *ins)
+{
+    if (ins->kernel_x == 1)
+        return ins->out0.width;
+    return (size_t)(ins->out0.width - 1) * ins->stride_x + (size_t)(ins->kernel_x - 1) * ins->dilation_x + 1;
+}
+
+static size_t panel_height(const bw_instruction *ins, size_t lines)
+{
+    return ins->kernel_y == 1 ? lines : (lines - 1) * ins->stride_y + (size_t)(ins->kernel_y - 1) * ins->dilation_y + 1;
+}
+
+/* 1x1 windows: the pixels of all lines lie one after the other in the panel. */
+static int one_line(const bw_plan *plan)
+{
+    return plan->ins->kernel_x == 1 && plan->ins->kernel_y == 1 && plan->adjoin;
+}
+
+/* The codes can be multiplied where they lie: one line whose pixels are those of the input. */
+static int in_place(const bw_plan *plan)
+{
+    const bw_instruction *ins = plan->ins;
+    return !plan->is_signed && one_line(plan) && plan->adjoin_in && ins->stride_x == 1 && ins->stride_y == 1 &&
+           ins->origin_x == 0 && ins->origin_y == 0 && ins->in.width == ins->out0.width &&
+           ins->out0.height <= ins->in.height;
+}
+
+static int formats_fit(const bw_plan *plan)
+{
+    const bw_format_traits *a = plan->in.format.traits, *w = plan->weight_format.traits;
+    if (a->kind != BW_KIND_INT || w->kind != BW_KIND_INT || plan->ins->in.block != 16 || a->device_bytes != 1)
+        return 0;
+    int half = 0, block = 0;
+    for (int i = 0; i < 2; i++) {
+        const bw_row_format *f = &plan->out[i].format;
+        if (!plan->out[i].tensor)
+            continue;
+        half += f->traits->format == BW_FORMAT_FP16;
+        block += f->kind == BW_KIND_INT && f->block == 16 && !f->traits->sub_block;
+    }
+    return half <= 1 && block <= 1 && half + block == 1 + (plan->out[1].tensor != NULL);
+}
+
+/* Lines of an item: as many as the panel has room for. */
+static size_t most_lines(const bw_plan *plan)
+{
+    const bw_instruction *ins = plan->ins;
+    const size_t width = ins->out0.width, row = panel_width(ins) * plan->group_blocks * 16;
+    size_t lines = ITEM_PIXELS / width;
+    while (lines > 1 && panel_height(ins, lines) * row > PANEL_BYTES)
+        lines--;
+    return lines < 1 ? 1 : lines > ins->out0.height ? ins->out0.height : lines;
+}
+
+static int shape_fits(const bw_plan *plan)
+{
+    const bw_instruction *ins = plan->ins;
+    const size_t tiles = bw_conv_tiles(ins), blocks = bw_conv_blocks(ins);
+    const size_t width = ins->out0.width, area = width * ins->out0.height;
+    if (ins->groups != 1 || blocks > MOST_BLOCKS || tiles * blocks * 256 > MOST_WEIGHTS)
+        return 0;
+    if (one_line(plan))
+        return area >= LEAST_PIXELS;
+    /* Pixels that are done twice at the end of each row must be few. */
+    return width >= LEAST_PIXELS && divide_up(width, LEAST_PIXELS) * LEAST_PIXELS * 4 <= width * 5;
+}
+
+static size_t panel_blocks(const bw_plan *plan, size_t lines)
+{
+    return panel_height(plan->ins, lines) * panel_width(plan->ins) * plan->group_blocks;
+}
+
+int bw_direct_plan(const bw_fast *engine, bw_plan *plan)
+{
+    const bw_instruction *ins = plan->ins;
+    if (!engine->rows->direct || !engine->bytes || !formats_fit(plan) || !shape_fits(plan))
+        return 0;
+    const size_t tiles = bw_conv_tiles(ins), blocks = bw_conv_blocks(ins), codes = tiles * blocks * 256;
+    const size_t sums = tiles * blocks * bw_dot_sums(plan->is_signed) * sizeof(int32_t);
+    const bw_format_traits *w = plan->weight_format.traits;
+    const size_t unpacked = w->code_bits == 8 ? 0 : codes;
+    plan->own = aligned_alloc(64, bw_round_up(sums + unpacked, 64));
+    if (!plan->own)
+        return 0; /* the other way does without */
+    plan->direct_sums = (int32_t *)(void *)plan->own;
+    plan->direct_weights = (const int8_t *)plan->weights;
+    if (unpacked) {
+        engine->dots->unpack(w, plan->weights, codes, plan->own + sums);
+        plan->direct_weights = (const int8_t *)plan->own + sums;
+    }
+    engine->bytes->sum(plan->direct_weights, plan->weight_exps, tiles * blocks, 16, plan->is_signed, plan->direct_sums);
+    plan->group_blocks = divide_up(ins->in.channels, 16);
+    plan->reduction = blocks;
+    plan->item_rows = most_lines(plan);
+    const size_t panel = panel_blocks(plan, plan->item_rows);
+    plan->scratch = bw_round_up(panel * 16 + BW_PANEL_SLACK, 64) + panel * sizeof(int32_t) + BW_PANEL_SLACK;
+    return 1;
+}
+
+/* --- run ------------------------------------------------------------------------------------------------------------
+ */
+
+typedef struct job {
+    bw_fast *engine;
+    const bw_plan *plan;
+    size_t parts, per_part; /* items of an image, and their lines, at most */
+} job;
+
+/* Where packing has got to. */
+typedef struct panel {
+    uint8_t *codes;
+    int32_t *scale;
+} panel;
+
+static void pack(const job *j, panel *to, const uint8_t *codes, const int8_t *exps, size_t blocks)
+{
+    if (!blocks)
+        return;
+    j->engine->rows->direct_pack(codes, exps, blocks, j->plan->is_signed, to->codes, to->scale);
+    if (to->codes)
+        to->codes += blocks * 16;
+    to->scale += blocks;
+}
+
+/* A row of the panel: `width` columns from input position (y, x) on, `step` apart. */
+static void pack_row(const job *j, panel *to, size_t image, int64_t y, int64_t x, int64_t step, size_t width)
+{
+    const bw_plan *plan = j->plan;
+    const bw_instruction *ins = plan->ins;
+    const size_t kb = plan->group_blocks;
+    /* Columns first .. end lie inside. */
+    int64_t first = x >= 0 ? 0 : (-x + step - 1) / step,
+            end = x >= ins->in.width ? 0 : (ins->in.width - x + step - 1) / step;
+    end = end > (int64_t)width ? (int64_t)width : end;
+    if (y < 0 || y >= ins->in.height || first >= end) {
+        pack(j, to, NULL, NULL, width * kb);
+        return;
+    }
+    pack(j, to, NULL, NULL, (size_t)first * kb);
+    const uint8_t *codes = bw_view_codes(&plan->in, image, (size_t)y, (size_t)(x + first * step), 0);
+    const int8_t *exps = bw_view_exps(&plan->in, image, (size_t)y, (size_t)(x + first * step), 0);
+    if (step == 1 && ins->in.pixel_stride == kb) {
+        pack(j, to, codes, exps, (size_t)(end - first) * kb);
+    } else {
+        const size_t units = (size_t)step * ins->in.pixel_stride;
+        for (int64_t i = first; i < end; i++, codes += units * 16, exps += units)
+            pack(j, to, codes, exps, kb);
+    }
+    pack(j, to, NULL, NULL, (width - (size_t)end) * kb);
+}
+
+static void pack_panel(const job *j, size_t image, size_t line, size_t lines, panel to)
+{
+    const bw_instruction *ins = j->plan->ins;
+    const size_t width = panel_width(ins), height = panel_height(ins, lines);
+    const int64_t step_x = ins->kernel_x == 1 ? ins->stride_x : 1, step_y = ins->kernel_y == 1 ? ins->stride_y : 1;
+    const int64_t y = (int64_t)line * ins->stride_y + ins->origin_y;
+    for (size_t i = 0; i < height; i++)
+        pack_row(j, &to, image, y + (int64_t)i * step_y, ins->origin_x, step_x, width);
+}
+
+/* The window of a pixel in the panel. */
+static size_t find_runs(const bw_plan *plan, bw_dot_run *runs)
+{
+    const bw_instruction *ins = plan->ins;
+    const size_t kb = plan->group_blocks, row = panel_width(ins) * kb * ins->dilation_y;
+    const int adjoin = ins->kernel_x == 1 || ins->dilation_x == 1;
+    size_t n = 0;
+    for (size_t ky = 0; ky < ins->kernel_y; ky++)
+        for (size_t kx = 0; kx < ins->kernel_x; kx += adjoin ? ins->kernel_x : 1u) {
+            runs[n].at = (uint32_t)(ky * row + kx * ins->dilation_x * kb);
+            runs[n++].blocks = (uint32_t)(adjoin ? ins->kernel_x * kb : kb);
+        }
+    return n;
+}
+
+static void run_item(void *context, size_t item, unsigned thread)
+{
+    const job *j = context;
+    const bw_plan *plan = j->plan;
+    const bw_instruction *ins = plan->ins;
+    const size_t image = item / j->parts, line = item % j->parts * j->per_part;
+    const size_t lines = ins->out0.height - line < j->per_part ? ins->out0.height - line : j->per_part;
+    const size_t width = ins->out0.width, kb = plan->group_blocks;
+    panel at = {.codes = bw_fast_scratch(j->engine, thread)};
+    at.scale =
+        (int32_t *)(void *)(at.codes + bw_round_up(panel_blocks(plan, plan->item_rows) * 16 + BW_PANEL_SLACK, 64));
+    const int lies = in_place(plan);
+    pack_panel(j, image, line, lines, (panel){lies ? NULL : at.codes, at.scale});
+
+    bw_dot_run runs[MOST_BLOCKS];
+    const size_t step = ins->kernel_x == 1 ? 1 : ins->stride_x;
+    bw_direct g = {
+        .n = ins->out0.channels, .blocks = plan->reduction, .runs = runs, .run_count = find_runs(plan, runs)};
+    g.code_step = lies ? plan->in.unit_bytes * ins->in.pixel_stride : step * kb * 16;
+    g.scale_step = step * kb;
+    g.is_signed = plan->is_signed;
+    g.weights = plan->direct_weights;
+    g.sums = plan->direct_sums;
+    g.bias = plan->bias;
+    g.activation = &plan->activation;
+    const int merged = one_line(plan);
+    g.pixels = merged ? lines * width : width;
+    /* All weights for some pixels, or some weights for all of them. */
+    const size_t constants =
+        bw_conv_tiles(ins) * plan->reduction * (256 + bw_dot_sums(plan->is_signed) * sizeof(int32_t));
+    g.at_once = constants <= CACHED ? LEAST_PIXELS : g.pixels;
+    const size_t down = panel_width(ins) * kb * (ins->kernel_y == 1 ? 1 : ins->stride_y);
+    for (size_t i = 0; i < (merged ? 1 : lines); i++) {
+        g.codes = lies ? bw_view_codes(&plan->in, image, line, 0, 0) : at.codes + i * down * 16;
+        g.scale = at.scale + i * down;
+        g.b = bw_fast_side(&plan->in2, image, line + i, 0, 0);
+        g.out[0] = bw_fast_side(&plan->out[0], image, line + i, 0, 0);
+        g.out[1] = bw_fast_side(&plan->out[1], image, line + i, 0, 0);
+        j->engine->rows->direct(&g);
+    }
+}
+
+void bw_direct_run(bw_fast *engine, const bw_plan *plan, uint32_t batch)
+{
+    const bw_tensor *out = &plan->ins->out0;
+    const size_t threads = bw_pool_threads(engine->pool), width = out->width;
+    job j = {.engine = engine, .plan = plan};
+    j.parts = divide_up(out->height, plan->item_rows);
+    const size_t cycles = (size_t)batch * out->height * width * bw_conv_tiles(plan->ins) * (3 * plan->reduction + 8);
+    if (threads > 1 && cycles >= SERIAL_CYCLES && batch * j.parts < threads * 2) {
+        const size_t most = one_line(plan) ? width * out->height / LEAST_PIXELS : out->height;
+        j.parts = divide_up(threads * 2, batch);
+        j.parts = j.parts < most ? j.parts : most < 1 ? 1 : most;
+    }
+    j.per_part = divide_up(out->height, j.parts);
+    while (one_line(plan) && j.per_part * width < LEAST_PIXELS)
+        j.per_part++;
+    j.parts = divide_up(out->height, j.per_part);
+    /* The last item may have fewer lines, but not too few pixels. */
+    while (one_line(plan) && (out->height - (j.parts - 1) * j.per_part) * width < LEAST_PIXELS) {
+        j.per_part++;
+        j.parts = divide_up(out->height, j.per_part);
+    }
+    bw_pool_run(engine->pool, batch * j.parts, run_item, &j);
+}

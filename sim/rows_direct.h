@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * CONV of one kernel call (bw_direct in sim/fast.h), AVX-512 VNNI: included by rows__avx512vnni.c after
+ * sim/rows_fused.h. The sums of 8 neighbouring pixels x 32 outputs stay in registers from the bias to the encoded
+ * result. Sums are those of dot_bytes.h: see there for what `sums` holds. Here every pixel takes the fused
+ * multiply-add, which needs the fewest operations: where reductions are short the ends weigh more than the balance
+ * between pipes.
+ */
+
+#define DIRECT_PIXELS 8
+
+static void direct_pack(const uint8_t *codes, const int8_t *exps, size_t blocks, int is_signed, uint8_t *out,
+                        int32_t *scale)
+{
+    const __m512i bias = _mm512_set1_epi32(127);
+    for (size_t k = 0; k < blocks; k += 16) {
+        const __mmask16 some = (__mmask16)(blocks - k >= 16 ? 0xFFFF : (1u << (blocks - k)) - 1);
+        __m512i e = bias;
+        if (exps)
+            e = _mm512_add_epi32(e, _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(some, exps + k)));
+        _mm512_mask_storeu_epi32(scale + k, some, _mm512_slli_epi32(e, 23));
+    }
+    if (!out)
+        return;
+    const __m512i offset = _mm512_set1_epi8(is_signed ? (char)0x80 : 0);
+    const size_t n = blocks * 16;
+    size_t i = 0;
+    for (; i + 64 <= n; i += 64)
+        _mm512_storeu_si512(out + i, codes ? _mm512_xor_si512(_mm512_loadu_si512(codes + i), offset) : offset);
+    for (; i < n; i += 16) {
+        const __m128i x = codes ? _mm_loadu_si128((const __m128i *)(const void *)(codes + i)) : _mm_setzero_si128();
+        _mm_storeu_si128((__m128i *)(void *)(out + i), _mm_xor_si128(x, _mm512_castsi512_si128(offset)));
+    }
+}
+
+INLINE __m512i broadcast_codes(const uint8_t *p)
+{
+    int32_t v;
+    memcpy(&v, p, sizeof v);
+    return _mm512_set1_epi32(v);
+}
+
+/* The sums of T tiles from tile number t on for DIRECT_PIXELS pixels from `codes`, `scale` on. Inlined with constant T
+ * and is_signed. */
+INLINE void direct_sums(const bw_direct *g, const uint8_t *codes, const int32_t *scale, size_t t, const int T,
+                        const int is_signed, vf s[DIRECT_PIXELS][2])
+{
+    const size_t code_step = g->code_step, scale_step = g->scale_step, w_step = g->blocks * 256;
+    const size_t q_block = is_signed ? 32 : 16, q_step = g->blocks * q_block;
+    const int8_t *w = g->weights + t * w_step;
+    const int32_t *q = g->sums + t * q_step;
+#pragma GCC unroll 2
+    for (int i = 0; i < T; i++) {
+        const vf start = g->bias ? v_load(g->bias + (t + (size_t)i) * 16) : v_set(0.0f);
+#pragma GCC unroll 8
+        for (int p = 0; p < DIRECT_PIXELS; p++)
+            s[p][i] = start;
+    }
+    for (size_t r = 0; r < g->run_count; r++) {
+        const uint8_t *a = codes + g->runs[r].at * 16u;
+        const int32_t *ea = scale + g->runs[r].at;
+        for (size_t left = g->runs[r].blocks; left; left--, a += 16, ea++, w += 256, q += q_block) {
+            __m512i v[2][4], first[2];
+            vf base[2];
+#pragma GCC unroll 2
+            for (int i = 0; i < T; i++) {
+                base[i] = (vf)_mm512_loadu_ps(q + (size_t)i * q_step);
+                first[i] = is_signed ? _mm512_loadu_si512(q + (size_t)i * q_step + 16) : (__m512i)base[i];
+#pragma GCC unroll 4
+                for (int k = 0; k < 4; k++)
+                    v[i][k] = _mm512_loadu_si512(w + (size_t)i * w_step + 64 * k);
+            }
+#pragma GCC unroll 8
+            for (int p = 0; p < DIRECT_PIXELS; p++) {
+                __m512i d[2];
+#pragma GCC unroll 2
+                for (int i = 0; i < T; i++)
+                    d[i] = first[i];
+#pragma GCC unroll 4
+                for (int k = 0; k < 4; k++) {
+                    const __m512i x = broadcast_codes(a + (size_t)p * code_step + 4 * k);
+#pragma GCC unroll 2
+                    for (int i = 0; i < T; i++)
+                        d[i] = _mm512_dpbusd_epi32(d[i], x, v[i][k]);
+                }
+                const vf e = v_set(((const float *)(const void *)ea)[(size_t)p * scale_step]);
+#pragma GCC unroll 2
+                for (int i = 0; i < T; i++)
+                    s[p][i] = v_fma((vf)d[i] - base[i], e, s[p][i]);
+            }
+        }
+    }
+}
+
+/* What the end of a call needs to know, resolved once. */
+typedef struct direct_end {
+    side b, half, block; /* residual; outputs in fp16 and in blocks */
+} direct_end;
+
+/* Residual, activation, and both outputs. p: number of the first pixel. Inlined with constant T and kinds. */
+INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int T, const int residual,
+                          const int half, const int block, vf s[DIRECT_PIXELS][2])
+{
+    const size_t c = t * 16, left = g->n - c; /* channels from here on */
+    const int whole = left >= (size_t)T * 16;
+    if (residual) {
+        const size_t bytes = to->b.traits->device_bytes;
+#pragma GCC unroll 8
+        for (int i = 0; i < DIRECT_PIXELS; i++)
+#pragma GCC unroll 2
+            for (int k = 0; k < T; k++) {
+                const size_t at = p + (size_t)i, from = c + 16 * (size_t)k;
+                const spot b =
+                    moved(to->b.first, at * to->b.code_pixel + from * bytes, at * to->b.exp_pixel + from / to->b.block);
+                s[i][k] += read_vector(&to->b, b, g->n - from);
+            }
+    }
+    if (g->activation->kind != BW_ACT_NONE) {
+        const int clip = g->activation->kind == BW_ACT_CLIP;
+        const vf lo = v_set(clip ? g->activation->lo : 0.0f), hi = v_set(g->activation->hi);
+#pragma GCC unroll 8
+        for (int i = 0; i < DIRECT_PIXELS; i++)
+#pragma GCC unroll 2
+            for (int k = 0; k < T; k++)
+                s[i][k] = clip ? v_max(lo, v_min(hi, s[i][k])) : v_max(s[i][k], lo);
+    }
+    if (half) {
+        uint8_t *at = to->half.first.codes + p * to->half.code_pixel + c * 2;
+#pragma GCC unroll 8
+        for (int i = 0; i < DIRECT_PIXELS; i++, at += to->half.code_pixel)
+#pragma GCC unroll 2
+            for (int k = 0; k < T; k++) {
+                const vh h = to_fp16(s[i][k]);
+                const size_t n = left - 16 * (size_t)k;
+                if (whole || n >= 16)
+                    v_store_half((uint16_t *)(void *)at + 16 * k, h);
+                else
+                    _mm256_mask_storeu_epi16(at + 32 * k, lanes_below(n), h);
+            }
+    }
+    if (block) {
+        if (!whole) { /* padding */
+#pragma GCC unroll 8
+            for (int i = 0; i < DIRECT_PIXELS; i++)
+                s[i][T - 1] = v_keep(s[i][T - 1], left - 16 * (size_t)(T - 1));
+        }
+        uint8_t *codes = to->block.first.codes + p * to->block.code_pixel + c;
+        int8_t *exps = to->block.first.exps + p * to->block.exp_pixel + t;
+#pragma GCC unroll 4
+        for (int i = 0; i < DIRECT_PIXELS; i += 4 / T) {
+            uint8_t buffer[64];
+            int8_t four[4];
+            const vf y[4] = {s[i][0], T == 2 ? s[i][T - 1] : s[i + 1][0], T == 2 ? s[i + 1][0] : s[i + 2][0],
+                             T == 2 ? s[i + 1][T - 1] : s[i + 3][0]};
+            write_int(&to->block, 16, 4, 0, y, (spot){buffer, four});
+#pragma GCC unroll 4
+            for (int k = 0; k < 4 / T; k++, codes += to->block.code_pixel, exps += to->block.exp_pixel) {
+                memcpy(codes, buffer + 16 * T * k, 16 * (size_t)T);
+                memcpy(exps, four + T * k, (size_t)T);
+            }
+        }
+    }
+}
+
+/* All pixels, all tiles. */
+INLINE void direct_pixels(const bw_direct *g, const direct_end *to, const int residual, const int half, const int block)
+{
+    const size_t tiles = (g->n + 15) / 16;
+    for (size_t from = 0; from < g->pixels; from += g->at_once) {
+        const size_t end = g->pixels - from < g->at_once ? g->pixels : from + g->at_once;
+        for (size_t t = 0; t < tiles; t += 2)
+            for (size_t p = from; p < end; p += DIRECT_PIXELS) {
+                vf s[DIRECT_PIXELS][2];
+                /* Some of the last ones are done twice. */
+                const size_t at = p + DIRECT_PIXELS > g->pixels ? g->pixels - DIRECT_PIXELS : p;
+                const uint8_t *codes = g->codes + at * g->code_step;
+                const int32_t *scale = g->scale + at * g->scale_step;
+                if (t + 1 < tiles) {
+                    if (g->is_signed)
+                        direct_sums(g, codes, scale, t, 2, 1, s);
+                    else
+                        direct_sums(g, codes, scale, t, 2, 0, s);
+                    direct_finish(g, to, at, t, 2, residual, half, block, s);
+                } else {
+                    if (g->is_signed)
+                        direct_sums(g, codes, scale, t, 1, 1, s);
+                    else
+                        direct_sums(g, codes, scale, t, 1, 0, s);
+                    direct_finish(g, to, at, t, 1, residual, half, block, s);
+                }
+            }
+    }
+}
+
+static void direct(const bw_direct *g)
+{
+    const side outs[2] = {side_of(&g->out[0], 16, 1), side_of(&g->out[1], 16, 1)};
+    direct_end to = {.b = side_of(&g->b, 16, 0), .half = {.kind = SIDE_NONE}, .block = {.kind = SIDE_NONE}};
+    for (int i = 0; i < 2; i++)
+        if (outs[i].kind == SIDE_FP16)
+            to.half = outs[i];
+        else if (outs[i].kind == SIDE_BLOCK16)
+            to.block = outs[i];
+    const int residual = to.b.kind != SIDE_NONE, half = to.half.kind != SIDE_NONE, block = to.block.kind != SIDE_NONE;
+    if (!residual && half && !block)
+        direct_pixels(g, &to, 0, 1, 0);
+    else if (!residual && !half)
+        direct_pixels(g, &to, 0, 0, 1);
+    else if (!residual)
+        direct_pixels(g, &to, 0, 1, 1);
+    else if (half && !block)
+        direct_pixels(g, &to, 1, 1, 0);
+    else if (!half)
+        direct_pixels(g, &to, 1, 0, 1);
+    else
+        direct_pixels(g, &to, 1, 1, 1);
+}

@@ -1,0 +1,50 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# The commands on an OpenCL device: the same output as on the simulator, and the kernels built once.
+set -u
+bin="${BW_BIN:?}"
+top="${BW_TOP:?}"
+digits="$top/host/demo/digits"
+python="${PYTHON:-/usr/bin/python3}"
+program="$bin/blockwave"
+. "$top/tests/support/tap.sh"
+
+run 0 devices
+if ! has '^opencl:0$'; then
+    echo "ok 1 - opencl:0 # SKIP $(grep '^opencl: ' "$work/out")"
+    echo "1..1"
+    exit 0
+fi
+grep -A 7 '^opencl:0$' "$work/out" >"$work/device"
+grep -q '^  name  .* driver ' "$work/device" && grep -q '^  part  *opencl$' "$work/device" &&
+    grep -q '^  formats .*msfp12.*mxfp8_e5m2.*mx9' "$work/device" && grep -q '^  blocks  *16 32 64 128$' "$work/device"
+result $? "devices lists it with what it offers"
+
+"$bin/blockwave-quantize" -q "$digits/digits.onnx" -o "$work/d.bw" --preprocess "$digits/preprocess.json" \
+    --labels "$digits/labels.txt" >"$work/out" 2>"$work/err"
+result $? "a package to work with"
+run 0 run "$work/d.bw" --device sim: "$digits"/pictures/*.png && sed '/^latency/,$d' "$work/out" >"$work/sim" &&
+    run 0 run "$work/d.bw" --device opencl:0 "$digits"/pictures/*.png && sed '/^latency/,$d' "$work/out" >"$work/opencl" &&
+    [ -s "$work/sim" ] && cmp -s "$work/sim" "$work/opencl"
+result $? "run prints what the simulator's run prints"
+run 0 run "$work/d.bw" --device sim: --output "$work/a.npy" "$digits"/pictures/*.png &&
+    run 0 run "$work/d.bw" --device opencl:0 --output "$work/b.npy" "$digits"/pictures/*.png &&
+    cmp "$work/a.npy" "$work/b.npy" >>"$work/err"
+result $? "run --output writes the same bytes"
+run 0 profile "$work/d.bw" --device opencl:0 --runs 3 --json && "$python" -c '
+import json, sys
+d = json.load(open(sys.argv[1]))
+rows = [r for r in d["rows"] if "instruction" in r]
+assert d["device"] == "opencl:0" and rows and all(r["ms"] > 0 for r in rows), rows' "$work/out" 2>>"$work/err"
+result $? "profile times every instruction"
+
+export BW_CACHE_DIR="$work/cache" BW_LOG=info
+run 0 run "$work/d.bw" --device opencl:0 "$digits/pictures/digit-000.png" && grep -q 'kernels built from source' "$work/err" &&
+    run 0 run "$work/d.bw" --device opencl:0 "$digits/pictures/digit-000.png" && grep -q 'kernels from the cache' "$work/err"
+result $? "kernels are built once and then taken from the cache"
+run 1 run "$work/d.bw" --device opencl:77 "$digits/pictures/digit-000.png" && grep -q 'there is no OpenCL device 77, expected 0' "$work/err"
+result $? "a number that no device has"
+OCL_ICD_VENDORS="$work/nowhere" run 0 devices && has '^opencl: not usable: there is no OpenCL platform: install '
+result $? "without a driver the reason is listed"
+echo "1..$n"
+[ "$fail" = 0 ]
