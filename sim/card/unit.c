@@ -25,6 +25,7 @@ typedef struct loaded {
     void *copy[2];
     bw_program program;
     bw_fast *engine;
+    int fills_out;
     uint64_t used;     /* for the oldest to go */
     uint64_t image_ns; /* the last run took so long, per image; 0: none yet */
 } loaded;
@@ -94,6 +95,7 @@ static bw_accel_code load(bw_card_unit *u, const job *j, loaded *l, bw_error *er
         return BW_ACCEL_NO_MEMORY;
     if (status)
         return BW_ACCEL_BAD_PROGRAM;
+    l->fills_out = bw_program_fills_out(&l->program);
     status = bw_fast_create(&l->program, l->copy[1], NULL, &l->engine, err);
     return status == BW_OK ? BW_ACCEL_OK : status == BW_NO_MEMORY ? BW_ACCEL_NO_MEMORY : BW_ACCEL_INTERNAL;
 }
@@ -235,6 +237,8 @@ static bw_accel_code run(bw_card_unit *u, const job *j, bw_accel_status *s, bw_e
         return bw_fail(err, BW_NO_MEMORY, "no memory for a batch of %u", j->batch), BW_ACCEL_NO_MEMORY;
     if (bw_card_memory_read(u->memory, j->input, u->in, in))
         return bw_fail(err, BW_DEVICE_FAULT, "uncorrectable error in the memory of the input"), BW_ACCEL_MEMORY;
+    if (!l->fills_out && bw_card_memory_read(u->memory, j->output, u->out, out))
+        return bw_fail(err, BW_DEVICE_FAULT, "uncorrectable error in the memory of the output"), BW_ACCEL_MEMORY;
     s->input_sum = bw_accel_checksum(u->in, in);
     const uint64_t start = bw_now_ns();
     bw_status status = bw_fast_run(l->engine, u->in, u->out, j->batch, &u->cancel, err);

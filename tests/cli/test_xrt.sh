@@ -19,18 +19,22 @@ fi
 # XRT leaks in every call: LeakSanitizer has nothing to find there.
 [ -z "${BW_SAN:-}" ] || export BW_XRT_REPLY_MS=3000 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1
 
-# The suite for all devices, as any other device passes it.
-BW_DEVICES="xrt:0 xrt:1?scrub=1" timeout 280 "$helper" run --cards 2 -- "$BW_BIN/../tests/conformance/test_devices" \
-    >"$work/out" 2>"$work/err"
-result $? "conformance of xrt:0 and xrt:1"
-# The same where XRT writes every register by itself.
-if [ -e "$BW_BIN/../lib/xrt/libxrt_hwemu.so.2" ]; then
-    BW_DEVICES=xrt:0 timeout 280 "$helper" run --mode hw_emu -- "$BW_BIN/../tests/conformance/test_devices" >"$work/out" 2>"$work/err"
-    result $? "conformance of xrt:0, register by register (hw_emu)"
-else
-    n=$((n + 1))
-    echo "ok $n - conformance, register by register # SKIP libxrt_hwemu.a is not installed (Debian: libxrt-dev)"
-fi
+# The suites for all devices, as any other device passes them; and where XRT writes every register by itself (hw_emu).
+suite() { # name, mode, devices
+    name=$1 mode=$2
+    shift 2
+    if [ ! -e "$BW_BIN/../lib/xrt/libxrt_$(echo "$mode" | tr -d _).so.2" ]; then
+        n=$((n + 1))
+        echo "ok $n - $name, $mode # SKIP its library is not installed (Debian: libxrt-dev)"
+        return
+    fi
+    BW_DEVICES="$*" timeout 280 "$helper" run --mode "$mode" --cards 2 -- "$BW_BIN/../tests/conformance/$name" >"$work/out" 2>"$work/err"
+    result $? "$name, $mode, $*"
+}
+suite test_devices sw_emu xrt:0 'xrt:1?scrub=1'
+suite test_instructions sw_emu xrt:0
+suite test_devices hw_emu xrt:0
+suite test_instructions hw_emu xrt:0
 
 # Commands on a card: the same bits as on the simulator.
 digits=$BW_TOP/host/demo/digits

@@ -17,6 +17,7 @@ struct bw_xrt_image {
     bw_xrt_buffer memory;    /* program, constants, activations; none: it has to be loaded again */
     xrtBufferHandle part[3]; /* the same */
     uint64_t bytes[2], sum[2];
+    int fills_out;       /* else what the caller's buffer holds goes to the card first: bytes that nobody writes stay */
     uint64_t generation; /* of the card's configuration that it was loaded into */
     uint64_t runs;
     uint64_t image_ns; /* of a run, per image: the least so far, forgotten slowly */
@@ -278,6 +279,7 @@ bw_status bw_xrt_image_load(bw_xrt_card *c, const bw_program *program, const voi
     img->constants = constants;
     img->bytes[0] = sizeof *program->header + program->header->instruction_count * sizeof(bw_instruction);
     img->bytes[1] = program->header->const_bytes;
+    img->fills_out = bw_program_fills_out(program);
     img->sum[0] = bw_accel_checksum(program->header, img->bytes[0]);
     img->sum[1] = bw_accel_checksum(constants, img->bytes[1]);
     pthread_mutex_lock(&c->lock);
@@ -338,6 +340,10 @@ static bw_status run(bw_xrt_card *c, bw_xrt_image *img, const bw_xrt_job_options
     if (in_bytes)
         memcpy(c->io.host + c->io_in, in, in_bytes);
     status = sync_buffer(c, &c->io, XCL_BO_SYNC_BO_TO_DEVICE, in_bytes, c->io_in, err);
+    if (!status && !img->fills_out && out_bytes) {
+        memcpy(c->io.host + c->io_out, out, out_bytes);
+        status = sync_buffer(c, &c->io, XCL_BO_SYNC_BO_TO_DEVICE, out_bytes, c->io_out, err);
+    }
     bw_accel_status s;
     if (!status)
         status = do_job(c, img, BW_ACCEL_RUN, batch, out_bytes, l, &s, err);
