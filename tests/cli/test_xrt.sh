@@ -53,6 +53,16 @@ result $? "load a container"
 "$helper" run -- env BW_XRT_XCLBIN="$work/a.bwbit" "$program" load a.bwbit --device xrt:0 >"$work/out" 2>"$work/err" && has '^already holds'
 result $? "a container named by BW_XRT_XCLBIN is held already"
 
+# The commands of docs/xrt.md that end by themselves.
+cp d.bw model.bw && cp "$digits/pictures/digit-000.png" picture.png
+sed -n 's/^\(blockwave xrt-emulation run -- .*\)/\1/p' "$BW_TOP/docs/xrt.md" >commands
+[ "$(wc -l <commands)" -ge 2 ]
+result $? "docs/xrt.md has commands"
+while read -r command; do
+    PATH="$BW_BIN:$PATH" timeout 60 sh -c "$command" >"$work/out" 2>"$work/err" </dev/null
+    result $? "$command"
+done <commands
+
 # What is wrong is said in one line.
 refuse() { # name, text, command...
     name=$1 text=$2
