@@ -114,7 +114,7 @@ help:
 
 # Debian 12 packages of the build, the demo and the tests.
 DEPS := gcc libc6-dev pkg-config libgrpc-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler libdnnl-dev \
-    libjansson-dev libpng-dev libjpeg-dev libssl-dev zlib1g-dev libcmocka-dev \
+    libjansson-dev libpng-dev libjpeg-dev libssl-dev openssl zlib1g-dev libcmocka-dev \
     ocl-icd-opencl-dev opencl-c-headers pocl-opencl-icd libxrt-dev libxrt1 uuid-dev \
     python3 python3-grpcio python3-grpc-tools python3-numpy python3-onnx python3-pil
 ## deps: install what is missing with apt (Debian 12), saying so
@@ -280,7 +280,7 @@ install: all
 	rm -f $(BUILD)/lib/libblockwave.a
 	sh .ci/merge_archives $(BUILD)/lib/libblockwave.a $(foreach f,kernels hal sim host,$(BUILD)/lib/libbw_$(f).a)
 	install -m 644 $(BUILD)/lib/libblockwave.a $(DESTDIR)$(PREFIX)/lib/
-	for h in kernels/status.h kernels/formats.h kernels/isa.h hal/hal.h hal/backend.h hal/bitstream.h sim/sim.h \
+	for h in kernels/status.h kernels/formats.h kernels/isa.h hal/hal.h hal/backend.h hal/bitstream.h hal/signature.h sim/sim.h \
 	    host/graph.h host/package.h host/preprocess.h host/session.h; do \
 	    install -D -m 644 $$h $(DESTDIR)$(PREFIX)/include/blockwave/$$h; done
 	if [ -n '$(PLUGINS)' ]; then install -d $(DESTDIR)$(PREFIX)/lib/blockwave && \

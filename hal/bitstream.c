@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "hal/base.h"
+#include "hal/signature.h"
 
 #define VERSION       1u
 #define PREAMBLE      16u
@@ -264,6 +265,7 @@ bw_status bw_bitstream_parse(const void *data, size_t size, bw_bitstream *bits, 
     if (!bits || (!bytes && size))
         return bw_fail(err, BW_INVALID_ARGUMENT, "bw_bitstream_parse: a NULL argument");
     memset(bits, 0, sizeof *bits);
+    size = bw_signed_content(bytes, size);
     if (size < PREAMBLE || memcmp(bytes, magic, sizeof magic) != 0)
         return bw_fail(err, BW_CORRUPT, "bitstream: %zu bytes do not start with the magic BWBITS: not a bitstream",
                        size);

@@ -9,7 +9,8 @@
  * "blocks": [16, 32], "act_bytes": N, "const_bytes": N}. "uuid" is the first member, written as the first 46 bytes of
  * the JSON: {"uuid":"........-....-8...-....-............". It is a version 8 UUID of the first 16 bytes of the SHA-256
  * of everything after it in the file, so that equal content has an equal UUID, and a damaged byte another. Payloads
- * stand in order, each right after the one before (aligned), and the file ends with the last.
+ * stand in order, each right after the one before (aligned), and the file ends with the last; signatures may follow
+ * (hal/signature.h), which the UUID does not cover.
  *
  * Thread safety: pure; a bw_bitstream is a view into the caller's bytes.
  */
@@ -36,9 +37,9 @@ typedef struct bw_bitstream {
     bw_bitstream_payload payloads[BW_BITSTREAM_PAYLOADS_MAX];
 } bw_bitstream;
 
-/* Parses and verifies the UUID and every checksum. `bytes` need no alignment. BW_CORRUPT: not a container, or its
- * header breaks a rule (the message names it). BW_CHECKSUM: damaged. BW_VERSION_MISMATCH: a newer container, or it
- * offers a format or an operation that this version does not know. */
+/* Parses and verifies the UUID and every checksum, but no signature: bw_signature_verify does. `bytes` need no
+ * alignment. BW_CORRUPT: not a container, or its header breaks a rule (the message names it). BW_CHECKSUM: damaged.
+ * BW_VERSION_MISMATCH: a newer container, or it offers a format or an operation that this version does not know. */
 bw_status bw_bitstream_parse(const void *bytes, size_t size, bw_bitstream *bitstream, bw_error *err);
 
 /* Serialises (uuid is computed and written back into *bitstream). *bytes is malloc'ed, the caller frees.

@@ -18,6 +18,8 @@ typedef struct bw_command {
 
 int bw_cmd_devices(int argc, char **argv);
 int bw_cmd_load(int argc, char **argv);
+int bw_cmd_bitstream(int argc, char **argv);
+int bw_cmd_sign(int argc, char **argv);
 int bw_cmd_inspect(int argc, char **argv);
 int bw_cmd_run(int argc, char **argv);
 int bw_cmd_eval(int argc, char **argv);

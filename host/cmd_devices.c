@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* blockwave devices, blockwave load */
+/* blockwave devices */
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "hal/base.h"
-#include "hal/bitstream.h"
 #include "host/cmd.h"
 #include "sim/sim.h"
 
@@ -122,56 +121,4 @@ int bw_cmd_devices(int argc, char **argv)
     json_decref(l.devices);
     json_decref(l.absent);
     return status ? bw_cli_fail("devices", &err) : BW_EXIT_OK;
-}
-
-static const char load_help[] = "usage: blockwave load FILE.bwbit --device URI\n"
-                                "\n"
-                                "Loads a bitstream onto a device, unless the device already holds it.\n"
-                                "\n"
-                                "  --device URI   which device, see 'blockwave devices'\n"
-                                "  -h, --help\n";
-
-int bw_cmd_load(int argc, char **argv)
-{
-    static const struct option options[] = {
-        {"device", required_argument, NULL, 'd'}, {"help", no_argument, NULL, 'h'}, {NULL, 0, NULL, 0}};
-    const char *uri = NULL;
-    for (int c; (c = bw_cmd_option(argc, argv, options, load_help)) != BW_CMD_END;) {
-        if (c < 0)
-            return c == BW_CMD_HELP ? BW_EXIT_OK : BW_EXIT_USAGE;
-        uri = optarg;
-    }
-    if (optind + 1 != argc)
-        return bw_cli_usage("load", "expected one bitstream file, got %d", argc - optind);
-    if (!uri)
-        return bw_cli_usage("load", "--device is missing");
-    const char *path = argv[optind];
-    const void *bytes = NULL;
-    size_t size = 0;
-    bw_error err;
-    bw_bitstream *b = calloc(1, sizeof *b);
-    bw_device *device = NULL;
-    bw_device_info before, after;
-    bw_status status = b ? bw_file_map(path, &bytes, &size, &err) : bw_fail(&err, BW_NO_MEMORY, "no memory");
-    if (!status) {
-        status = bw_bitstream_parse(bytes, size, b, &err);
-        if (status)
-            (void)bw_fail_context(&err, status, "%s", path);
-    }
-    if (!status)
-        status = bw_cmd_open_device(uri, &device, &err);
-    if (!status)
-        status = bw_device_info_get(device, &before, &err);
-    if (!status)
-        status = bw_device_load_bitstream(device, bytes, size, &err);
-    if (!status)
-        status = bw_device_info_get(device, &after, &err);
-    if (!status)
-        printf("%s %s (%s) on %s\n", strcmp(before.bitstream, after.bitstream) == 0 ? "already holds" : "loaded",
-               b->name, after.bitstream, after.uri);
-    if (device)
-        bw_device_close(device);
-    bw_file_unmap(bytes, size);
-    free(b);
-    return status ? bw_cli_fail("load", &err) : BW_EXIT_OK;
 }

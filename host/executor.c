@@ -27,7 +27,9 @@ struct bw_executor {
     const bw_graph *g;
     step *steps;
     bw_tensor *tensors; /* per value */
-    bw_op_info *info;   /* room for one node's inputs and outputs */
+    bw_buffer *
+        *filled;      /* per graph input: memory that the caller has filled for the next run; NULL: it lies with him */
+    bw_op_info *info; /* room for one node's inputs and outputs */
     bw_tensor **in;
     bw_tensor *out;
     bw_buffer *pool;
@@ -338,8 +340,11 @@ void bw_executor_destroy(bw_executor *ex)
     }
     for (int i = 0; ex->tensors && i < ex->g->value_count; i++)
         bw_tensor_clear(&ex->tensors[i]);
+    for (int i = 0; ex->filled && i < ex->g->input_count; i++)
+        bw_buffer_put(ex->filled[i]);
     while (ex->pool)
         pool_drop(ex, &ex->pool);
+    free(ex->filled);
     free(ex->unordered);
     free(ex->steps);
     free(ex->tensors);
@@ -444,11 +449,12 @@ bw_status bw_executor_create(const bw_graph *g, bw_executor **out, bw_error *err
         ex->limit = DEFAULT_LIMIT;
         ex->steps = calloc((size_t)g->node_count + 1, sizeof *ex->steps);
         ex->tensors = calloc((size_t)g->value_count + 1, sizeof *ex->tensors);
+        ex->filled = calloc((size_t)g->input_count + 1, sizeof *ex->filled);
         ex->info = calloc(widest, sizeof *ex->info);
         ex->in = calloc(widest, sizeof *ex->in);
         ex->out = calloc(widest, sizeof *ex->out);
     }
-    if (!ex || !last || !ex->steps || !ex->tensors || !ex->info || !ex->in || !ex->out)
+    if (!ex || !last || !ex->steps || !ex->tensors || !ex->filled || !ex->info || !ex->in || !ex->out)
         status = bw_fail(err, BW_NO_MEMORY, "no memory for the executor of '%s'", g->name);
     if (!status)
         status = plan(ex, last, err);
@@ -461,6 +467,13 @@ bw_status bw_executor_create(const bw_graph *g, bw_executor **out, bw_error *err
     }
     *out = ex;
     return BW_OK;
+}
+
+void *bw_executor_input(bw_executor *ex, int index, size_t bytes, bw_error *err)
+{
+    bw_buffer_put(ex->filled[index]);
+    ex->filled[index] = bw_buffer_get(ex, bytes, err);
+    return ex->filled[index] ? ex->filled[index]->data : NULL;
 }
 
 static bw_status take_inputs(bw_executor *ex, const bw_array *inputs, bw_error *err)
@@ -488,6 +501,10 @@ static bw_status take_inputs(bw_executor *ex, const bw_array *inputs, bw_error *
         ex->tensors[g->inputs[i]].array = *a;
         ex->tensors[g->inputs[i]].array.owned = 0;
         ex->tensors[g->inputs[i]].array.bytes = bytes;
+        if (ex->filled[i] && a->data == ex->filled[i]->data) {
+            ex->tensors[g->inputs[i]].buffer = ex->filled[i];
+            ex->filled[i] = NULL;
+        }
     }
     for (int v = 0; v < g->value_count; v++)
         if (g->values[v].constant) {

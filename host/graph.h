@@ -179,6 +179,9 @@ void bw_executor_take_weights(bw_executor *ex, bw_graph *g);
  * shape shown stays the value's own. BW_NO_MEMORY.
  */
 bw_status bw_executor_observe_unordered(bw_executor *ex, const unsigned char *values, bw_error *err);
+/* Memory of the executor's own for a graph input of the next run: inputs[index].data of that run may be this, and then
+ * leaves it as an output where the graph does not change it, uncopied. NULL: BW_NO_MEMORY, BW_EXHAUSTED. */
+void *bw_executor_input(bw_executor *ex, int index, size_t bytes, bw_error *err);
 /*
  * inputs: one array per graph input, in order; outputs: one zeroed bw_array per graph output, filled with owned
  * data that the caller frees. BW_INVALID_ARGUMENT: rank, shape or dtype of an input (names it). Peak memory is

@@ -10,6 +10,7 @@
 #include "hal/base.h"
 #include "host/session_lane.h"
 #include "host/session_layout.h"
+#include "host/session_source.h"
 
 #define BATCH_MAX 4096
 /* At most this much goes to a device at once; larger batches are cut. */
@@ -31,6 +32,7 @@ void bw_session_close(bw_session *s)
     }
     free(s->images);
     free(s->chunk);
+    free(s->fetches);
     bw_plan_free(&s->plan);
     pthread_mutex_destroy(&s->lock);
     free(s);
@@ -69,6 +71,23 @@ static int64_t find_fixed_batch(const bw_plan *p)
     return fixed > 0 ? fixed : 0;
 }
 
+/* Is the input read by one stage alone? By a device only in an order that can be made piece by piece. */
+static int is_fetched(const bw_plan *p, int input)
+{
+    int readers = 0, fits = 0;
+    for (int k = 0; k < p->stage_count; k++) {
+        const bw_plan_stage *st = &p->stages[k];
+        for (int i = 0; i < st->input_count; i++) {
+            if (st->inputs[i].value != input)
+                continue;
+            readers++;
+            fits = p->values[input].last_use == k &&
+                   (!st->device || st->inputs[i].channels <= BW_FETCH_CHANNELS || st->inputs[i].pixels == 1);
+        }
+    }
+    return readers == 1 && fits;
+}
+
 bw_status bw_session_open(const bw_package *pkg, bw_device *device, bw_session **out, bw_error *err)
 {
     *out = NULL;
@@ -80,7 +99,8 @@ bw_status bw_session_open(const bw_package *pkg, bw_device *device, bw_session *
     if (!status) {
         s->images = calloc((size_t)s->plan.stage_count, sizeof(bw_image *));
         s->chunk = calloc((size_t)s->plan.stage_count, sizeof *s->chunk);
-        if (!s->images || !s->chunk)
+        s->fetches = calloc((size_t)s->plan.input_count, 1);
+        if (!s->images || !s->chunk || !s->fetches)
             status = bw_fail(err, BW_NO_MEMORY, "no memory for a session");
     }
     for (int i = 0; !status && i < s->plan.stage_count; i++) {
@@ -89,6 +109,8 @@ bw_status bw_session_open(const bw_package *pkg, bw_device *device, bw_session *
     }
     if (!status) {
         s->fixed_batch = find_fixed_batch(&s->plan);
+        for (int i = 0; i < s->plan.input_count; i++)
+            s->fetches[i] = (uint8_t)is_fetched(&s->plan, i);
         /* The first lane now: what it cannot do is told at once and not by the first request. */
         bw_lane *lane;
         status = bw_lane_take(s, &lane, err);
@@ -170,14 +192,13 @@ static bw_status check_finite(const bw_io *io, const bw_array *a, bw_error *err)
             bad++;
         value = bad < count ? ((const double *)a->data)[bad] : 0;
     }
-    if (bad == count)
-        return BW_OK;
-    return bw_fail(err, BW_NOT_FINITE, "input '%s': element %zu is %g, expected finite numbers", io->name, bad, value);
+    return bad == count ? BW_OK : bw_fail_not_finite(io, bad, value, err);
 }
 
-/* dtype, shape, batch, finite (unless that has been seen). *batch: of the inputs with a free batch; -1 while none has
- * been seen. */
-static bw_status check_input(const bw_io *io, const bw_array *a, int64_t *batch, int64_t fixed, int seen, bw_error *err)
+/* dtype, shape, batch, and of values that are there already that they are finite. *batch: of the inputs with a free
+ * batch; -1 while none has been seen. */
+static bw_status check_input(const bw_io *io, const bw_array *a, int64_t *batch, int64_t fixed, int fetched,
+                             bw_error *err)
 {
     char has[200], wants[200];
     int fits = a->rank == io->rank;
@@ -199,10 +220,12 @@ static bw_status check_input(const bw_io *io, const bw_array *a, int64_t *batch,
                            io->name, a->dims[0], *batch);
         *batch = a->dims[0];
     }
+    if (fetched)
+        return BW_OK;
     if (a->bytes < (size_t)bw_array_count(a) * bw_dtype_size(a->dtype) || (!a->data && bw_array_count(a) > 0))
         return bw_fail(err, BW_INVALID_ARGUMENT, "input '%s' has %zu bytes, shape %s of %s takes more", io->name,
                        a->bytes, bw_shape_text(a->rank, a->dims, has, sizeof has), bw_dtype_name(a->dtype));
-    return seen ? BW_OK : check_finite(io, a, err);
+    return check_finite(io, a, err);
 }
 
 static bw_status copy_array(const bw_array *from, bw_array *to, bw_error *err)
@@ -236,22 +259,41 @@ static bw_status deliver(bw_lane *lane, int v, const bw_io *io, const int *later
     return BW_OK;
 }
 
-static bw_status run_once(bw_session *s, const bw_array *inputs, bw_array *outputs, int featurize, uint64_t deadline,
-                          bw_lane_times *times, bw_error *err)
+/* An input, or where it comes from. What several stages read is fetched here. */
+static bw_status take_input(bw_session *s, bw_lane *lane, int i, const bw_array *input, const bw_source *source,
+                            bw_error *err)
+{
+    lane->values[i] = *input;
+    lane->borrowed[i] = 1;
+    if (!source || !source->read)
+        return BW_OK;
+    lane->values[i].data = NULL;
+    if (s->fetches[i]) {
+        lane->sources[i] = *source;
+        return BW_OK;
+    }
+    bw_status status = bw_array_alloc(&lane->values[i], input->dtype, input->rank, input->dims, err);
+    lane->borrowed[i] = 0;
+    return status
+               ? status
+               : bw_source_fetch(source, &s->plan.inputs[i], (size_t)bw_array_count(input), lane->values[i].data, err);
+}
+
+static bw_status run_once(bw_session *s, const bw_array *inputs, const bw_source *sources, bw_array *outputs,
+                          int featurize, uint64_t deadline, bw_lane_times *times, bw_error *err)
 {
     const bw_plan *p = &s->plan;
     bw_lane *lane;
     bw_status status = bw_lane_take(s, &lane, err);
     if (status)
         return status;
-    for (int i = 0; i < p->input_count; i++) {
-        lane->values[i] = inputs[i];
-        lane->borrowed[i] = 1;
-    }
+    for (int i = 0; i < p->input_count && !status; i++)
+        status = take_input(s, lane, i, &inputs[i], sources ? &sources[i] : NULL, err);
     int count = featurize ? p->feature_count : p->output_count;
     const int *values = featurize ? p->feature_values : p->output_values;
     const bw_io *ios = featurize ? p->features : p->outputs;
-    status = bw_lane_run(s, lane, featurize ? p->last_device : p->stage_count - 1, deadline, times, err);
+    if (!status)
+        status = bw_lane_run(s, lane, featurize ? p->last_device : p->stage_count - 1, deadline, times, err);
     for (int i = 0; i < count && !status; i++)
         status = deliver(lane, values[i], &ios[i], values + i + 1, count - i - 1, &outputs[i], err);
     bw_lane_give(s, lane);
@@ -280,7 +322,7 @@ static bw_status run_pieces(bw_session *s, const bw_array *inputs, int64_t batch
             part[i].data = (char *)inputs[i].data + (size_t)k * part[i].bytes;
             part[i].owned = 0;
         }
-        status = run_once(s, part, out, featurize, deadline, times, err);
+        status = run_once(s, part, NULL, out, featurize, deadline, times, err);
         for (int i = 0; i < count && !status; i++) {
             if (k == 0) {
                 int64_t dims[BW_RANK_MAX];
@@ -300,12 +342,42 @@ static bw_status run_pieces(bw_session *s, const bw_array *inputs, int64_t batch
     return status;
 }
 
+/* The same for inputs that are still to be fetched. */
+static bw_status fetch_and_run_pieces(bw_session *s, const bw_array *inputs, const bw_source *sources, int64_t batch,
+                                      bw_array *outputs, int featurize, uint64_t deadline, bw_lane_times *times,
+                                      bw_error *err)
+{
+    int count = s->plan.input_count;
+    bw_array *arrays = calloc((size_t)count, sizeof *arrays);
+    if (!arrays)
+        return bw_fail(err, BW_NO_MEMORY, "no memory for a run");
+    bw_status status = BW_OK;
+    for (int i = 0; i < count && !status; i++) {
+        if (sources[i].read) {
+            status = bw_array_alloc(&arrays[i], inputs[i].dtype, inputs[i].rank, inputs[i].dims, err);
+            if (!status)
+                status = bw_source_fetch(&sources[i], &s->plan.inputs[i], (size_t)bw_array_count(&arrays[i]),
+                                         arrays[i].data, err);
+        } else {
+            arrays[i] = inputs[i];
+            arrays[i].owned = 0;
+        }
+    }
+    if (!status)
+        status = run_pieces(s, arrays, batch, outputs, featurize, deadline, times, err);
+    for (int i = 0; i < count; i++)
+        bw_array_free(&arrays[i]);
+    free(arrays);
+    return status;
+}
+
 bw_status bw_session_run(bw_session *s, const bw_array *inputs, bw_array *outputs, const bw_run_options *options,
                          bw_error *err)
 {
     const bw_plan *p = &s->plan;
     uint64_t start = bw_now_ns(), deadline = options ? options->deadline_ns : 0;
     int featurize = options && options->featurize;
+    const bw_source *sources = options ? options->sources : NULL;
     bw_lane_times times = {.profile = options ? options->profile : NULL, .start_ns = start};
     if (featurize && p->feature_count == 0)
         return bw_fail(err, BW_UNSUPPORTED, "model '%s' has no accelerator stage, so it has no features",
@@ -313,15 +385,18 @@ bw_status bw_session_run(bw_session *s, const bw_array *inputs, bw_array *output
     int64_t batch = -1;
     bw_status status = BW_OK;
     for (int i = 0; i < p->input_count && !status; i++)
-        status = check_input(&p->inputs[i], &inputs[i], &batch, s->fixed_batch, options && options->finite_inputs, err);
+        status =
+            check_input(&p->inputs[i], &inputs[i], &batch, s->fixed_batch, sources && sources[i].read != NULL, err);
     if (status)
         return status;
     if (times.profile)
         bw_profile_clear(times.profile);
-    if (s->fixed_batch > 0 && batch != s->fixed_batch)
+    if (s->fixed_batch > 0 && batch != s->fixed_batch && sources)
+        status = fetch_and_run_pieces(s, inputs, sources, batch, outputs, featurize, deadline, &times, err);
+    else if (s->fixed_batch > 0 && batch != s->fixed_batch)
         status = run_pieces(s, inputs, batch, outputs, featurize, deadline, &times, err);
     else
-        status = run_once(s, inputs, outputs, featurize, deadline, &times, err);
+        status = run_once(s, inputs, sources, outputs, featurize, deadline, &times, err);
     times.timing.total = bw_now_ns() - start;
     if (times.profile)
         times.profile->total_ns = times.timing.total;

@@ -69,12 +69,22 @@ const bw_preprocess *bw_session_preprocess(const bw_session *s);
 const char *bw_session_label(const bw_session *s, int64_t class_index);
 int64_t bw_session_label_count(const bw_session *s);
 
+/* An input whose values still lie as they came: in pieces, in another type. The run fetches them straight to where the
+ * device wants them, which spares a copy in between. */
+typedef struct bw_source {
+    /* Writes `count` values from the `first` on, in row-major order, to `to`. Any order of calls, also the same values
+     * again; from the thread of the run. What it returns other than BW_OK ends the run. */
+    bw_status (*read)(void *user, size_t first, size_t count, float *to, bw_error *err);
+    void *user;
+} bw_source;
+
 typedef struct bw_run_options {
     uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0: none */
     int featurize;        /* non-zero: stop after the last accelerator stage; outputs are its outputs */
-    int finite_inputs;    /* non-zero: the caller has seen that all inputs are finite; they are not scanned again */
-    bw_timing *timing;    /* filled if not NULL */
-    bw_profile *profile;  /* of bw_profile_new for this session; filled if not NULL, by one run at a time */
+    /* NULL, or one per input. Where `read` is set it gives the values; of the array only dtype, rank and dims count. */
+    const bw_source *sources;
+    bw_timing *timing;   /* filled if not NULL */
+    bw_profile *profile; /* of bw_profile_new for this session; filled if not NULL, by one run at a time */
 } bw_run_options;
 
 /* An empty profile of a session's stages. The session is not needed to free it. BW_NO_MEMORY. */

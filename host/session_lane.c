@@ -8,6 +8,7 @@
 
 #include "hal/base.h"
 #include "host/session_layout.h"
+#include "host/session_source.h"
 
 void bw_lane_free(bw_session *s, bw_lane *lane)
 {
@@ -15,13 +16,31 @@ void bw_lane_free(bw_session *s, bw_lane *lane)
         return;
     for (int i = 0; lane->stages && i < s->plan.stage_count; i++) {
         bw_executor_destroy(lane->stages[i].executor);
+        free(lane->stages[i].arrays);
         free(lane->stages[i].in);
         free(lane->stages[i].out);
     }
     free(lane->stages);
     free(lane->values);
+    free(lane->sources);
     free(lane->borrowed);
     free(lane);
+}
+
+/* Of a CPU stage. */
+static bw_status stage_new(const bw_plan_stage *st, bw_lane_stage *l, bw_error *err)
+{
+    l->arrays = calloc((size_t)(st->input_count + st->output_count) + 1, sizeof *l->arrays);
+    uint8_t *all = malloc((size_t)st->graph->value_count + 1);
+    bw_status status = l->arrays && all ? bw_executor_create(st->graph, &l->executor, err)
+                                        : bw_fail(err, BW_NO_MEMORY, "no memory for a run");
+    if (!status) {
+        /* The observer only looks at the clock: no value is to be put in order for it. */
+        memset(all, 1, (size_t)st->graph->value_count);
+        status = bw_executor_observe_unordered(l->executor, all, err);
+    }
+    free(all);
+    return status;
 }
 
 static bw_status lane_new(bw_session *s, bw_lane **out, bw_error *err)
@@ -32,14 +51,15 @@ static bw_status lane_new(bw_session *s, bw_lane **out, bw_error *err)
     if (lane) {
         lane->stages = calloc((size_t)p->stage_count, sizeof *lane->stages);
         lane->values = calloc((size_t)p->value_count, sizeof *lane->values);
+        lane->sources = calloc((size_t)p->value_count, sizeof *lane->sources);
         lane->borrowed = calloc((size_t)p->value_count, 1);
     }
-    if (!lane || !lane->stages || !lane->values || !lane->borrowed)
+    if (!lane || !lane->stages || !lane->values || !lane->sources || !lane->borrowed)
         status = bw_fail(err, BW_NO_MEMORY, "no memory for a run");
     for (int i = 0; i < p->stage_count && !status; i++) {
         if (p->stages[i].device)
             continue;
-        status = bw_executor_create(p->stages[i].graph, &lane->stages[i].executor, err);
+        status = stage_new(&p->stages[i], &lane->stages[i], err);
         if (status)
             (void)bw_fail_context(err, status, "stage %d", i);
     }
@@ -66,6 +86,7 @@ static void drop_value(bw_lane *lane, int v)
     if (!lane->borrowed[v])
         bw_array_free(&lane->values[v]);
     memset(&lane->values[v], 0, sizeof lane->values[v]);
+    lane->sources[v].read = NULL;
     lane->borrowed[v] = 0;
 }
 
@@ -91,24 +112,38 @@ static bw_status late(int stage, bw_error *err)
     return bw_fail(err, BW_TIMEOUT, "deadline exceeded in stage %d", stage);
 }
 
+static bw_status fetch_input(const bw_lane *lane, int value, bw_executor *executor, int index, bw_array *a,
+                             const bw_io *io, bw_error *err)
+{
+    size_t count = (size_t)bw_array_count(a);
+    a->bytes = count * sizeof(float);
+    a->data = bw_executor_input(executor, index, a->bytes, err);
+    if (!a->data)
+        return err && err->status ? err->status : BW_NO_MEMORY;
+    return bw_source_fetch(&lane->sources[value], io, count, a->data, err);
+}
+
 static bw_status run_cpu(bw_session *s, bw_lane *lane, int stage, uint64_t deadline, bw_error *err)
 {
     const bw_plan_stage *st = &s->plan.stages[stage];
-    bw_array *arrays = calloc((size_t)(st->input_count + st->output_count) + 1, sizeof *arrays);
-    if (!arrays)
-        return bw_fail(err, BW_NO_MEMORY, "no memory for a run");
-    bw_array *outputs = arrays + st->input_count;
+    bw_executor *executor = lane->stages[stage].executor;
+    bw_array *arrays = lane->stages[stage].arrays, *outputs = arrays + st->input_count;
+    memset(outputs, 0, (size_t)st->output_count * sizeof *outputs);
     for (int i = 0; i < st->input_count; i++) {
-        arrays[i] = lane->values[st->inputs[i].value];
+        int v = st->inputs[i].value;
+        arrays[i] = lane->values[v];
         arrays[i].owned = 0;
+        bw_status status =
+            lane->sources[v].read ? fetch_input(lane, v, executor, i, &arrays[i], &s->plan.inputs[v], err) : BW_OK;
+        if (status)
+            return status;
     }
-    bw_status status = bw_executor_run(lane->stages[stage].executor, arrays, outputs, deadline ? past : NULL,
-                                       deadline ? &deadline : NULL, err);
+    bw_status status =
+        bw_executor_run(executor, arrays, outputs, deadline ? past : NULL, deadline ? &deadline : NULL, err);
     for (int i = 0; i < st->output_count && !status; i++) {
         lane->values[st->outputs[i].value] = outputs[i];
         lane->borrowed[st->outputs[i].value] = !outputs[i].owned;
     }
-    free(arrays);
     if (status == BW_CANCELLED && deadline)
         return late(stage, err);
     return status ? bw_fail_context(err, status, "stage %d", stage) : BW_OK;
@@ -152,7 +187,7 @@ static bw_status check_inputs(const bw_session *s, const bw_lane *lane, int stag
                            bw_shape_text(t->rank, t->dims, wants, sizeof wants));
         *batch = a->dims[0];
         if (t->value < p->input_count)
-            continue; /* scanned on entry */
+            continue; /* scanned on entry, or to be scanned on the way */
         size_t count = (size_t)bw_array_count(a), bad = bw_first_not_finite(a->data, count);
         if (bad < count)
             return bw_fail(err, BW_NOT_FINITE, "'%s' before device stage %d: element %zu is %g", name, stage, bad,
@@ -161,17 +196,29 @@ static bw_status check_inputs(const bw_session *s, const bw_lane *lane, int stag
     return BW_OK;
 }
 
-static void gather(const bw_session *s, const bw_lane *lane, int stage, int64_t first, uint32_t images)
+static bw_status gather(const bw_session *s, const bw_lane *lane, int stage, int64_t first, uint32_t images,
+                        bw_error *err)
 {
     const bw_plan_stage *st = &s->plan.stages[stage];
     uint64_t in_bytes = bw_image_program(s->images[stage])->header->in_bytes;
     for (int i = 0; i < st->input_count; i++) {
         const bw_plan_tensor *t = &st->inputs[i];
-        const float *from = (const float *)lane->values[t->value].data + (size_t)first * t->channels * t->pixels;
-        for (uint32_t k = 0; k < images; k++, from += t->channels * t->pixels)
-            bw_to_channels_last(from, t->channels, t->pixels,
-                                (float *)(lane->stages[stage].in + k * in_bytes + t->offset));
+        const bw_source *source = &lane->sources[t->value];
+        size_t at = (size_t)first * t->channels * t->pixels;
+        const float *from = source->read ? NULL : (const float *)lane->values[t->value].data;
+        for (uint32_t k = 0; k < images; k++, at += t->channels * t->pixels) {
+            float *to = (float *)(lane->stages[stage].in + k * in_bytes + t->offset);
+            if (from) {
+                bw_to_channels_last(from + at, t->channels, t->pixels, to);
+                continue;
+            }
+            bw_status status =
+                bw_source_channels_last(source, &s->plan.inputs[t->value], at, t->channels, t->pixels, to, err);
+            if (status)
+                return status;
+        }
     }
+    return BW_OK;
 }
 
 static void scatter(const bw_session *s, bw_lane *lane, int stage, int64_t first, uint32_t images)
@@ -213,7 +260,7 @@ static void give_up_buffers(bw_lane_stage *l, uint64_t *spent)
     l->capacity = 0;
 }
 
-/* One submission, waited for until the deadline. A run that is late is cancelled before its buffers are used again. */
+/* One run, at most until the deadline. One that is late is cancelled before its buffers are used again. */
 static bw_status run_images(bw_session *s, bw_lane *lane, int stage, uint32_t images, uint64_t deadline,
                             bw_lane_times *times, bw_error *err)
 {
@@ -268,7 +315,9 @@ static bw_status run_device(bw_session *s, bw_lane *lane, int stage, uint64_t de
         status = room_for(s, lane, stage, images, err);
         if (status)
             break;
-        gather(s, lane, stage, first, images);
+        status = gather(s, lane, stage, first, images, err);
+        if (status)
+            break;
         uint64_t gathered = bw_now_ns();
         status = run_images(s, lane, stage, images, deadline, times, err);
         uint64_t ran = bw_now_ns();

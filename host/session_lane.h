@@ -11,6 +11,7 @@
 
 typedef struct bw_lane_stage {
     bw_executor *executor;
+    bw_array *arrays;  /* its inputs and outputs, while it runs */
     uint8_t *in, *out; /* capacity images each */
     uint32_t capacity;
 } bw_lane_stage;
@@ -19,6 +20,7 @@ typedef struct bw_lane {
     struct bw_lane *next;
     bw_lane_stage *stages; /* one per stage of the plan */
     bw_array *values;      /* one per value of the plan; zeroed between runs */
+    bw_source *sources;    /* one per value: fetched by the stage that reads it, if `read` is set */
     uint8_t *borrowed;     /* values[i].data belongs to the caller */
 } bw_lane;
 
@@ -26,6 +28,7 @@ struct bw_session {
     bw_plan plan;
     bw_image **images;    /* one per stage; NULL for CPU stages */
     uint32_t *chunk;      /* images that go to the device at once, per stage */
+    uint8_t *fetches;     /* one per input: the stage that reads it fetches it from its source */
     int64_t fixed_batch;  /* all inputs and outputs have this batch; 0: they do not fix it */
     pthread_mutex_t lock; /* of the list of lanes */
     bw_lane *idle;

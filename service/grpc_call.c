@@ -7,6 +7,7 @@
 
 #include <grpc/byte_buffer.h>
 #include <grpc/slice.h>
+#include <grpc/support/alloc.h>
 #include <grpc/support/time.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -14,6 +15,11 @@
 #include <string.h>
 
 #define WRITES_MAX 32
+
+/* Enough for what most calls need; more has a block of its own. */
+#define FEW_SLICES   4
+#define FEW_TRAILING 3
+#define SPARE_MAX    64
 
 struct bw_grpc_call {
     bw_call base; /* first: what the services see */
@@ -23,14 +29,13 @@ struct bw_grpc_call {
     bw_grpc_tag arrived, received, closed, sent, ended;
     grpc_call *core;
     grpc_call_details details;
-    grpc_metadata_array headers;
     const bw_method *method;
     grpc_byte_buffer *payload;
-    bw_slice *slices;
+    bw_slice *slices, few_slices[FEW_SLICES];
     int close_cancelled; /* written by core */
     atomic_int receiving;
 
-    pthread_mutex_t mutex;             /* guards what follows */
+    /* guarded by the mutex */
     int cancelled, finishing, watched; /* watched: core was asked to tell when the client goes */
     void (*on_cancel)(bw_call *call);
     int headers_sent, writing;
@@ -41,8 +46,12 @@ struct bw_grpc_call {
     bw_code code;
     grpc_slice text;
     grpc_byte_buffer *last;
-    grpc_metadata *trailing;
+    grpc_metadata *trailing, few_trailing[FEW_TRAILING];
     size_t trailing_count;
+
+    /* what a spare call keeps for its next life */
+    pthread_mutex_t mutex;
+    grpc_metadata_array headers;
 };
 
 static bw_grpc_call *of_base(bw_call *call)
@@ -63,7 +72,8 @@ static void drop_payload(bw_grpc_call *c)
 {
     c->base.message = NULL;
     c->base.message_slices = 0;
-    free(c->slices);
+    if (c->slices != c->few_slices)
+        free(c->slices);
     c->slices = NULL;
     destroy_buffer(&c->payload);
 }
@@ -80,21 +90,79 @@ static void enlist(bw_grpc_call *c)
     pthread_mutex_unlock(&c->t->mutex);
 }
 
+static void destroy_call(bw_grpc_call *c)
+{
+    grpc_metadata_array_destroy(&c->headers);
+    pthread_mutex_destroy(&c->mutex);
+    free(c);
+}
+
+/* Takes a call out of those that live. */
 static void delist(bw_grpc_call *c)
 {
-    pthread_mutex_lock(&c->t->mutex);
+    bw_grpc *t = c->t;
+    pthread_mutex_lock(&t->mutex);
     if (c->previous)
         c->previous->next = c->next;
     else
-        c->t->calls = c->next;
+        t->calls = c->next;
     if (c->next)
         c->next->previous = c->previous;
-    if (!--c->t->call_count)
-        pthread_cond_broadcast(&c->t->none_left);
-    pthread_mutex_unlock(&c->t->mutex);
+    pthread_mutex_unlock(&t->mutex);
 }
 
-static void free_call(bw_grpc_call *c)
+/* The last that happens to a call: who waits for the last one may free the transport after it. */
+static void retire(bw_grpc_call *c)
+{
+    bw_grpc *t = c->t;
+    pthread_mutex_lock(&t->mutex);
+    int keep = t->spare_count < SPARE_MAX;
+    if (keep) {
+        c->next = t->spare;
+        t->spare = c;
+        t->spare_count++;
+    } else {
+        destroy_call(c);
+    }
+    if (!--t->call_count)
+        pthread_cond_broadcast(&t->none_left);
+    pthread_mutex_unlock(&t->mutex);
+}
+
+void bw_grpc_free_spare(bw_grpc *t)
+{
+    while (t->spare) {
+        bw_grpc_call *next = t->spare->next;
+        destroy_call(t->spare);
+        t->spare = next;
+    }
+}
+
+/* A call in its first state. */
+static bw_grpc_call *new_call(bw_grpc *t)
+{
+    pthread_mutex_lock(&t->mutex);
+    bw_grpc_call *c = t->spare;
+    if (c) {
+        t->spare = c->next;
+        t->spare_count--;
+    }
+    pthread_mutex_unlock(&t->mutex);
+    if (c) {
+        memset(c, 0, offsetof(bw_grpc_call, mutex));
+        c->headers.count = 0;
+        return c;
+    }
+    c = calloc(1, sizeof *c);
+    if (c) {
+        grpc_metadata_array_init(&c->headers);
+        pthread_mutex_init(&c->mutex, NULL);
+    }
+    return c;
+}
+
+/* What a call holds, but its memory. */
+static void clear_call(bw_grpc_call *c)
 {
     drop_payload(c);
     if (c->base.user_release)
@@ -106,14 +174,12 @@ static void free_call(bw_grpc_call *c)
     destroy_buffer(&c->last);
     for (size_t i = 0; i < c->trailing_count; i++)
         grpc_slice_unref(c->trailing[i].value);
-    free(c->trailing);
+    if (c->trailing != c->few_trailing)
+        free(c->trailing);
     grpc_slice_unref(c->text);
-    grpc_metadata_array_destroy(&c->headers);
     grpc_call_details_destroy(&c->details);
     if (c->core)
         grpc_call_unref(c->core);
-    pthread_mutex_destroy(&c->mutex);
-    free(c);
 }
 
 static void unref(bw_grpc_call *c)
@@ -121,7 +187,8 @@ static void unref(bw_grpc_call *c)
     if (atomic_fetch_sub(&c->refs, 1) != 1)
         return;
     delist(c);
-    free_call(c);
+    clear_call(c);
+    retire(c);
 }
 
 /* Starts a batch that holds a reference. */
@@ -256,7 +323,6 @@ static void call_finish(bw_call *call, bw_code code, const char *text, const bw_
                         const bw_meta *trailing, size_t trailing_count)
 {
     bw_grpc_call *c = of_base(call);
-    drop_payload(c);
     grpc_byte_buffer *last = chunks ? make_buffer(chunks, count) : NULL;
     pthread_mutex_lock(&c->mutex);
     c->finishing = 1;
@@ -264,7 +330,7 @@ static void call_finish(bw_call *call, bw_code code, const char *text, const bw_
     c->last = last;
     c->text = grpc_slice_from_copied_string(text ? text : "");
     /* Without memory for it the answer goes without. */
-    c->trailing = trailing_count ? calloc(trailing_count, sizeof *c->trailing) : NULL;
+    c->trailing = trailing_count <= FEW_TRAILING ? c->few_trailing : calloc(trailing_count, sizeof *c->trailing);
     for (size_t i = 0; c->trailing && i < trailing_count; i++) {
         c->trailing[i].key = grpc_slice_from_static_string(trailing[i].key);
         c->trailing[i].value = grpc_slice_from_copied_string(trailing[i].value);
@@ -325,6 +391,11 @@ static void call_drop_message(bw_call *call)
     drop_payload(of_base(call));
 }
 
+static int call_step_aside(bw_call *call)
+{
+    return bw_grpc_step_aside(of_base(call)->t);
+}
+
 static size_t call_metadata(bw_call *call, const char *key, char *value, size_t size)
 {
     bw_grpc_call *c = of_base(call);
@@ -343,7 +414,7 @@ static size_t call_metadata(bw_call *call, const char *key, char *value, size_t 
 }
 
 static const bw_call_ops ops_of_grpc = {
-    call_write, call_finish, call_watch_cancel, call_cancelled, call_drop_message, call_metadata,
+    call_write, call_finish, call_watch_cancel, call_cancelled, call_drop_message, call_step_aside, call_metadata,
 };
 
 /* --- receiving -------------------------------------------------------------------------------------------------- */
@@ -390,7 +461,7 @@ static void on_received(bw_grpc_tag *tag, int success)
         return;
     }
     grpc_slice_buffer *all = &c->payload->data.raw.slice_buffer;
-    c->slices = calloc(all->count ? all->count : 1, sizeof *c->slices);
+    c->slices = all->count <= FEW_SLICES ? c->few_slices : malloc(all->count * sizeof *c->slices);
     if (!c->slices) {
         bw_call_finish(&c->base, BW_CODE_RESOURCE_EXHAUSTED, "out of memory: try again later", NULL, 0, NULL, 0);
         unref(c);
@@ -409,7 +480,8 @@ static void on_arrived(bw_grpc_tag *tag, int success)
 {
     bw_grpc_call *c = tag->call;
     if (!success) { /* shutting down */
-        free_call(c);
+        clear_call(c);
+        destroy_call(c);
         return;
     }
     if (bw_grpc_request_call(c->t))
@@ -437,7 +509,7 @@ static void on_arrived(bw_grpc_tag *tag, int success)
 
 int bw_grpc_request_call(bw_grpc *t)
 {
-    bw_grpc_call *c = calloc(1, sizeof *c);
+    bw_grpc_call *c = new_call(t);
     if (!c)
         return -1;
     c->base.ops = &ops_of_grpc;
@@ -450,12 +522,11 @@ int bw_grpc_request_call(bw_grpc *t)
     c->ended = (bw_grpc_tag){on_ended, c};
     c->text = grpc_empty_slice();
     grpc_call_details_init(&c->details);
-    grpc_metadata_array_init(&c->headers);
-    pthread_mutex_init(&c->mutex, NULL);
     BW_HAND_OVER(&c->arrived);
     if (grpc_server_request_call(t->server, &c->core, &c->details, &c->headers, t->queue, t->queue, &c->arrived) !=
         GRPC_CALL_OK) {
-        free_call(c);
+        clear_call(c);
+        destroy_call(c);
         return -1;
     }
     return 0;
@@ -469,5 +540,16 @@ void bw_grpc_refuse_slow(bw_grpc *t, uint64_t now_ns)
             grpc_call_cancel_with_status(c->core, GRPC_STATUS_DEADLINE_EXCEEDED,
                                          "the request's message took too long to arrive", NULL);
         }
+    }
+}
+
+void bw_grpc_mark_connections(bw_grpc *t, uint8_t *in_use, int max_fd)
+{
+    for (bw_grpc_call *c = t->calls; c; c = c->next) {
+        char *peer = grpc_call_get_peer(c->core); /* "fd:12", for connections that core was given as a socket */
+        int fd;
+        if (peer && sscanf(peer, "fd:%d", &fd) == 1 && fd >= 0 && fd <= max_fd)
+            in_use[fd] = 1;
+        gpr_free(peer);
     }
 }

@@ -26,6 +26,7 @@ typedef struct bw_grpc_options {
     unsigned threads;        /* that receive and decode; 0: one per two CPUs, at most 4 */
     unsigned upload_seconds; /* a request that has not arrived by then is refused */
     int max_connections;
+    unsigned idle_seconds; /* a connection without traffic and calls is closed */
 } bw_grpc_options;
 
 /* To be called first thing in main, before other threads: memory and lock settings measured to matter. */

@@ -15,20 +15,33 @@ _Static_assert(sizeof(protobuf_c_boolean) == 4, "bool_contents is read as int32"
 
 #define PICTURES_MAX 4096
 
+typedef struct reply_output {
+    const char *name; /* in the reply */
+    int output;
+} reply_output;
+
+/* Small enough for the allocator's caches: most requests need no more. */
+#define FEW 2
 typedef struct kserve_request {
     infer_request *message; /* without raw_input_contents */
     size_t raw_count, output_count;
-    /* As many as counted, the others are not even zeroed. */
-    bw_cursor raw[BW_MODEL_IO_MAX];
-    const char *names[BW_MODEL_IO_MAX]; /* of the reply */
-    int outputs[BW_MODEL_IO_MAX];
+    bw_cursor *raw; /* few_raw, or an own block of BW_MODEL_IO_MAX */
+    bw_cursor few_raw[FEW];
+    reply_output *outputs; /* few_outputs, or an own block */
+    reply_output few_outputs[FEW];
+    bw_arena arena; /* over what follows */
+    _Alignas(16) uint8_t memory[512];
 } kserve_request;
 
 static void free_request(void *request)
 {
     kserve_request *r = request;
     if (r->message)
-        bw_wire_unpack_free(&r->message->base);
+        bw_wire_unpack_free_in(&r->message->base, &r->arena);
+    if (r->raw != r->few_raw)
+        free(r->raw);
+    if (r->outputs != r->few_outputs)
+        free(r->outputs);
     free(r);
 }
 
@@ -39,29 +52,58 @@ static bw_status no_memory(bw_error *err)
 
 /* --- decode ------------------------------------------------------------------------------------------------------- */
 
-/* Takes the raw contents out and unpacks what is left. */
+static bw_status add_raw(kserve_request *r, bw_cursor body, bw_error *err)
+{
+    if (r->raw_count == BW_MODEL_IO_MAX)
+        return bw_fail(err, BW_INVALID_ARGUMENT, "more than %d raw_input_contents: send one for each input",
+                       BW_MODEL_IO_MAX);
+    if (r->raw_count == FEW && r->raw == r->few_raw) {
+        bw_cursor *many = malloc(BW_MODEL_IO_MAX * sizeof *many);
+        if (!many)
+            return no_memory(err);
+        memcpy(many, r->few_raw, sizeof r->few_raw);
+        r->raw = many;
+    }
+    r->raw[r->raw_count++] = body;
+    return BW_OK;
+}
+
+/* Takes the raw contents out and unpacks what is left: as it lies, if that is in one range, as clients send it. */
 static bw_status split_request(kserve_request *r, bw_cursor whole, bw_error *err)
 {
     bw_bytes head = {0};
+    bw_cursor range = {0};
     bw_wire_field f;
-    int more;
-    for (bw_cursor c = whole; (more = bw_wire_next(&c, &f)) > 0;) {
-        if (f.number != 7 || f.type != BW_WIRE_BYTES) {
-            bw_bytes_append_cursor(&head, f.whole);
+    bw_status status = BW_OK;
+    int more, scattered = 0;
+    size_t range_end = 0; /* what was left of the message there */
+    for (bw_cursor c = whole; !status && (more = bw_wire_next(&c, &f)) > 0;) {
+        if (f.number == 7 && f.type == BW_WIRE_BYTES) {
+            status = add_raw(r, f.body, err);
             continue;
         }
-        if (r->raw_count == BW_MODEL_IO_MAX) {
-            bw_bytes_free(&head);
-            return bw_fail(err, BW_INVALID_ARGUMENT, "more than %d raw_input_contents: send one for each input",
-                           BW_MODEL_IO_MAX);
+        size_t begin = c.left + f.whole.left;
+        if (!scattered && !range.left) {
+            range = f.whole;
+        } else if (!scattered && begin == range_end) {
+            range.left += f.whole.left;
+        } else {
+            if (!scattered)
+                bw_bytes_append_cursor(&head, range);
+            scattered = 1;
+            bw_bytes_append_cursor(&head, f.whole);
         }
-        r->raw[r->raw_count++] = f.body;
+        range_end = c.left;
     }
-    if (more == 0 && !head.failed)
-        r->message =
-            (infer_request *)bw_wire_unpack(&inference__model_infer_request__descriptor, head.bytes, head.size);
+    bw_slice joined = {head.bytes, head.size};
+    if (scattered)
+        range = bw_cursor_over(&joined, 1);
+    if (!status && more == 0 && !head.failed)
+        r->message = (infer_request *)bw_wire_unpack_in(&inference__model_infer_request__descriptor, range, &r->arena);
     int failed = head.failed;
     bw_bytes_free(&head);
+    if (status)
+        return status;
     if (failed)
         return no_memory(err);
     return r->message ? BW_OK
@@ -216,7 +258,8 @@ static bw_status read_input(bw_scoring *s, const kserve_request *r, size_t index
     if (e->element == BW_ELEMENT_BYTES)
         return r->raw_count ? raw_pictures(s, &t, r->raw[index], err) : typed_pictures(s, &t, in->contents, err);
     bw_slice slice;
-    if (r->raw_count)
+    t.in_message = r->raw_count > 0;
+    if (t.in_message)
         t.values = r->raw[index];
     else
         locate_contents(in->contents, &t, &slice);
@@ -226,21 +269,24 @@ static bw_status read_input(bw_scoring *s, const kserve_request *r, size_t index
 static bw_status wanted_outputs(const bw_model *m, kserve_request *r, bw_error *err)
 {
     const infer_request *q = r->message;
-    if (!q->n_outputs) {
-        for (int i = 0; i < m->output_count; i++) {
-            r->names[i] = m->outputs[i]->name;
-            r->outputs[i] = i;
-        }
-        r->output_count = (size_t)m->output_count;
-        return BW_OK;
-    }
     if (q->n_outputs > BW_MODEL_IO_MAX)
         return bw_fail(err, BW_INVALID_ARGUMENT, "more than %d outputs: name each once", BW_MODEL_IO_MAX);
+    size_t count = q->n_outputs ? q->n_outputs : (size_t)m->output_count;
+    if (count > FEW) {
+        r->outputs = malloc(count * sizeof *r->outputs);
+        if (!r->outputs)
+            return no_memory(err);
+    }
+    if (!q->n_outputs) {
+        for (int i = 0; i < m->output_count; i++)
+            r->outputs[i] = (reply_output){m->outputs[i]->name, i};
+        r->output_count = count;
+        return BW_OK;
+    }
     for (size_t i = 0; i < q->n_outputs; i++) {
         const char *name = q->outputs[i]->name;
-        r->names[i] = name;
-        r->outputs[i] = bw_tensor_find(m->outputs, m->output_count, name, "output_alias");
-        if (r->outputs[i] < 0) {
+        r->outputs[i] = (reply_output){name, bw_tensor_find(m->outputs, m->output_count, name, "output_alias")};
+        if (r->outputs[i].output < 0) {
             char list[300];
             bw_tensor_list(m->outputs, m->output_count, list, sizeof list);
             return bw_fail(err, BW_INVALID_ARGUMENT, "model '%.80s' has no output '%.80s': expected %s", m->name, name,
@@ -296,12 +342,12 @@ static void encode(bw_scoring *s, bw_writer *w)
     bw_writer_message(w, &head.base);
     int typed = !r->raw_count;
     for (size_t i = 0; i < r->output_count; i++)
-        typed &= packed_member(s->outputs[r->outputs[i]].dtype) != 0;
+        typed &= packed_member(s->outputs[r->outputs[i].output].dtype) != 0;
     for (size_t i = 0; i < r->output_count; i++)
-        encode_output(s, r->names[i], r->outputs[i], typed, w);
+        encode_output(s, r->outputs[i].name, r->outputs[i].output, typed, w);
     for (size_t i = 0; i < r->output_count && !typed; i++) {
-        bw_writer_head(w, 6, s->outputs[r->outputs[i]].bytes);
-        bw_scoring_borrow_output(s, r->outputs[i], w);
+        bw_writer_head(w, 6, s->outputs[r->outputs[i].output].bytes);
+        bw_scoring_borrow_output(s, r->outputs[i].output, w);
     }
 }
 
@@ -329,6 +375,9 @@ bw_status bw_kserve_decode(bw_scoring *s, const bw_slice *slices, size_t count, 
         return no_memory(err);
     r->message = NULL;
     r->raw_count = r->output_count = 0;
+    r->raw = r->few_raw;
+    r->outputs = r->few_outputs;
+    r->arena = (bw_arena){r->memory, sizeof r->memory, 0};
     s->request = r;
     s->request_free = free_request;
     s->encode = encode;

@@ -25,10 +25,24 @@ struct bw_listener {
     int started;
     int max_fd;        /* sockets numbered above this are over the limit */
     uint8_t *accepted; /* by number: has been a connection of ours */
+    uint8_t *in_use;   /* by number, of the last look: a call is under way on it */
     pthread_t thread;
-    void (*hand_over)(int fd, void *user);
-    void *user;
+    bw_listener_options options;
 };
+
+/* A peer that is gone is noticed by the kernel: after a minute of silence it asks, after 20 s without an answer, or
+ * with data that nobody confirms, the connection ends. */
+static void watch_peer(int fd)
+{
+    static const struct {
+        int level, name, value;
+    } options[] = {
+        {SOL_SOCKET, SO_KEEPALIVE, 1}, {IPPROTO_TCP, TCP_KEEPIDLE, 60},        {IPPROTO_TCP, TCP_KEEPINTVL, 10},
+        {IPPROTO_TCP, TCP_KEEPCNT, 2}, {IPPROTO_TCP, TCP_USER_TIMEOUT, 20000},
+    };
+    for (size_t i = 0; i < sizeof options / sizeof options[0]; i++)
+        setsockopt(fd, options[i].level, options[i].name, &options[i].value, sizeof options[i].value);
+}
 
 /* Splits "HOST:PORT"; brackets around the host are dropped. */
 static bw_status split_address(const char *address, char *host, size_t host_size, char *port, size_t port_size,
@@ -145,16 +159,71 @@ static int worth_waiting(int error)
     return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
 }
 
+/* The port of a connected socket's own end; -1 if it is none. */
+static int own_port(int fd)
+{
+    struct sockaddr_storage name;
+    socklen_t size = sizeof name;
+    if (getpeername(fd, (struct sockaddr *)&name, &size))
+        return -1;
+    size = sizeof name;
+    if (getsockname(fd, (struct sockaddr *)&name, &size))
+        return -1;
+    if (name.ss_family == AF_INET)
+        return ntohs(((struct sockaddr_in *)&name)->sin_port);
+    return name.ss_family == AF_INET6 ? ntohs(((struct sockaddr_in6 *)&name)->sin6_port) : -1;
+}
+
+/* Numbers are used again by others; what has our port at its own end is a connection of ours. */
+static int is_ours(const bw_listener *l, int fd)
+{
+    return l->accepted[fd] && own_port(fd) == l->port;
+}
+
+static int is_idle(const bw_listener *l, int fd)
+{
+    struct tcp_info info;
+    socklen_t size = sizeof info;
+    return is_ours(l, fd) && !getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) &&
+           info.tcpi_last_data_recv >= l->options.idle_ms && info.tcpi_last_data_sent >= l->options.idle_ms;
+}
+
+/* Ends the connections on which nothing came or went for too long and no call is under way. On the accept thread, so
+ * that no number becomes a new connection meanwhile. */
+static void close_idle(bw_listener *l)
+{
+    int looked = 0;
+    for (int fd = 0; fd <= l->max_fd; fd++) {
+        if (!is_idle(l, fd))
+            continue;
+        if (!looked) {
+            memset(l->in_use, 0, (size_t)l->max_fd + 1);
+            l->options.mark_in_use(l->in_use, l->max_fd, l->options.user);
+            looked = 1;
+        }
+        if (l->in_use[fd])
+            continue;
+        l->options.take_leave(fd);
+        shutdown(fd, SHUT_RDWR);
+    }
+}
+
 static void *accept_loop(void *arg)
 {
     bw_listener *l = arg;
-    uint64_t complained_ns = 0;
+    uint64_t complained_ns = 0, looked_ns = bw_now_ns();
+    /* An idle connection lives up to a tenth longer than it may. */
+    int look_ms = l->options.idle_ms / 10 < 50 ? 50 : (int)(l->options.idle_ms / 10);
     for (;;) {
         struct pollfd fds[2] = {{l->fd, POLLIN, 0}, {l->wake, POLLIN, 0}};
-        if (poll(fds, 2, -1) < 0 && errno != EINTR)
+        if (poll(fds, 2, look_ms) < 0 && errno != EINTR)
             break;
         if (fds[1].revents)
             break;
+        if (bw_now_ns() - looked_ns >= (uint64_t)look_ms * 1000000u) {
+            close_idle(l);
+            looked_ns = bw_now_ns();
+        }
         if (!fds[0].revents)
             continue;
         int fd = accept4(l->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
@@ -179,25 +248,25 @@ static void *accept_loop(void *arg)
             continue; /* the peer gave up meanwhile, or a signal */
         int on = 1;
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        watch_peer(fd);
         l->accepted[fd] = 1;
-        l->hand_over(fd, l->user);
+        l->options.accepted(fd, l->options.user);
     }
     return NULL;
 }
 
-bw_status bw_listener_start(bw_listener *l, int max_connections, void (*accepted)(int fd, void *user), void *user,
-                            bw_error *err)
+bw_status bw_listener_start(bw_listener *l, const bw_listener_options *options, bw_error *err)
 {
     /* Descriptors are handed out lowest first: a new one's number tells how many are in use. */
     int lowest = fcntl(l->fd, F_DUPFD_CLOEXEC, 0);
     if (lowest >= 0)
         close(lowest);
-    l->max_fd = (lowest > 0 ? lowest : l->fd) + max_connections - 1;
-    l->hand_over = accepted;
-    l->user = user;
+    l->max_fd = (lowest > 0 ? lowest : l->fd) + options->max_connections - 1;
+    l->options = *options;
     l->accepted = calloc((size_t)l->max_fd + 1, 1);
-    if (!l->accepted)
-        return bw_fail(err, BW_NO_MEMORY, "out of memory for %d connections", max_connections);
+    l->in_use = calloc((size_t)l->max_fd + 1, 1);
+    if (!l->accepted || !l->in_use)
+        return bw_fail(err, BW_NO_MEMORY, "out of memory for %d connections", options->max_connections);
     if (pthread_create(&l->thread, NULL, accept_loop, l))
         return bw_fail(err, BW_NO_MEMORY, "cannot start the accept thread");
     l->started = 1;
@@ -225,26 +294,10 @@ void bw_listener_stop(bw_listener *l)
     l->fd = -1;
 }
 
-/* The port of a connected socket's own end; -1 if it is none. */
-static int own_port(int fd)
-{
-    struct sockaddr_storage name;
-    socklen_t size = sizeof name;
-    if (getpeername(fd, (struct sockaddr *)&name, &size))
-        return -1;
-    size = sizeof name;
-    if (getsockname(fd, (struct sockaddr *)&name, &size))
-        return -1;
-    if (name.ss_family == AF_INET)
-        return ntohs(((struct sockaddr_in *)&name)->sin_port);
-    return name.ss_family == AF_INET6 ? ntohs(((struct sockaddr_in6 *)&name)->sin6_port) : -1;
-}
-
 void bw_listener_hang_up(bw_listener *l)
 {
-    /* Numbers are used again by others; what has our port at its own end is a connection of ours. */
     for (int fd = 0; l->accepted && fd <= l->max_fd; fd++) {
-        if (l->accepted[fd] && own_port(fd) == l->port)
+        if (is_ours(l, fd))
             shutdown(fd, SHUT_RDWR);
     }
 }
@@ -256,5 +309,6 @@ void bw_listener_close(bw_listener *l)
     bw_listener_stop(l);
     close(l->wake);
     free(l->accepted);
+    free(l->in_use);
     free(l);
 }

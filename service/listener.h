@@ -2,24 +2,37 @@
 /*
  * A listening TCP socket with its accept thread. gRPC core's own listener dies for good when the process runs out of
  * file descriptors, shares its port silently with a second process, and reports "port in use" as a wall of JSON: so
- * the server accepts by itself and hands connected sockets over.
+ * the server accepts by itself and hands connected sockets over. It also ends idle connections, for which core would
+ * put another filter into the way of every call.
  *
  * Thread safety: one owner.
  */
 #ifndef BW_SERVICE_LISTENER_H
 #define BW_SERVICE_LISTENER_H
 
+#include <stdint.h>
+
 #include "kernels/status.h"
 
 typedef struct bw_listener bw_listener;
 
+typedef struct bw_listener_options {
+    int max_connections; /* counted by their file descriptors; those above are closed at once */
+    uint32_t idle_ms;    /* a connection that carried nothing for so long is closed */
+    /* Owns the socket from now on: non-blocking, TCP_NODELAY, with keep-alive probes. */
+    void (*accepted)(int fd, void *user);
+    /* Sets in_use[fd], fd <= max_fd, for connections that may be silent because a call waits there. */
+    void (*mark_in_use)(uint8_t *in_use, int max_fd, void *user);
+    /* Says goodbye to the peer of an idle connection, which is closed then. */
+    void (*take_leave)(int fd);
+    void *user;
+} bw_listener_options;
+
 /* address: "HOST:PORT", "[::1]:PORT", ":PORT" or "*:PORT" (all interfaces); port 0 picks a free one.
- * Connections above max_connections (counted by their file descriptors) are closed at once.
  * BW_INVALID_ARGUMENT: not an address. BW_NOT_FOUND: unknown host. BW_ALREADY_EXISTS: port in use. BW_PERMISSION. */
 bw_status bw_listener_open(const char *address, bw_listener **listener, bw_error *err);
-/* Starts the thread; each accepted socket (non-blocking, TCP_NODELAY) goes to `accepted`, which owns it. */
-bw_status bw_listener_start(bw_listener *listener, int max_connections, void (*accepted)(int fd, void *user),
-                            void *user, bw_error *err);
+/* Starts the thread, on which the options' functions are called. BW_NO_MEMORY. */
+bw_status bw_listener_start(bw_listener *listener, const bw_listener_options *options, bw_error *err);
 /* "127.0.0.1:50051", the port being the real one. */
 const char *bw_listener_address(const bw_listener *listener);
 int bw_listener_port(const bw_listener *listener);

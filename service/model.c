@@ -29,11 +29,21 @@ void bw_model_release(bw_model *m)
     free(m);
 }
 
+/* Receiving large values takes the thread some time too: as much again does not hold others up for longer. */
+static uint64_t short_run_ns(uint64_t bytes)
+{
+    return BW_SHORT_RUN_NS + bytes / 4;
+}
+
 void bw_pace_note(bw_pace *pace, uint64_t ns, uint64_t bytes)
 {
-    /* Threads may overwrite each other's notes: each of them is an honest one. A long run counts in full at once:
-     * another one on the receiving thread would hold up all its connections. */
-    uint64_t old_ns = ns < BW_SHORT_RUN_NS ? atomic_load_explicit(&pace->ns, memory_order_relaxed) : 0;
+    /* Threads may overwrite each other's notes: each of them is an honest one. A long run counts at once: another one
+     * on the receiving thread would hold up all its connections. But on a busy machine it was often an interruption, so
+     * half a dozen short ones make up for it, however long it was. */
+    uint64_t limit = short_run_ns(bytes);
+    if (ns > 2 * limit)
+        ns = 2 * limit;
+    uint64_t old_ns = ns < limit ? atomic_load_explicit(&pace->ns, memory_order_relaxed) : 0;
     uint64_t old_bytes = atomic_load_explicit(&pace->bytes, memory_order_relaxed);
     /* An interruption says little: no short run counts for more than twice what was to be expected. */
     double grown = bytes > old_bytes ? (double)bytes / (double)(old_bytes + 1) : 1;
@@ -47,9 +57,9 @@ int bw_pace_is_short(const bw_pace *pace, uint64_t bytes)
 {
     uint64_t usual_ns = atomic_load_explicit(&pace->ns, memory_order_relaxed);
     uint64_t usual_bytes = atomic_load_explicit(&pace->bytes, memory_order_relaxed);
-    if (pace->device || !usual_ns || usual_ns >= BW_SHORT_RUN_NS)
+    if (pace->device || !usual_ns || usual_ns >= short_run_ns(usual_bytes))
         return 0;
-    return bytes <= usual_bytes || (double)usual_ns * (double)bytes < (double)BW_SHORT_RUN_NS * (double)usual_bytes;
+    return bytes <= usual_bytes || (double)usual_ns * (double)bytes < (double)short_run_ns(bytes) * (double)usual_bytes;
 }
 
 bw_status bw_model_bind_pictures(bw_model *m, const bw_preprocess *p, bw_error *err)

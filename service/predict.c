@@ -178,6 +178,8 @@ static bw_cursor flat(bw_slice *slice, const void *bytes, size_t size)
 /* Where the values are, by dtype. `slice` lives as long as the result. */
 static void locate_values(const tensor_parts *parts, const tensor_proto *p, bw_tensor_in *t, bw_slice *slice)
 {
+    t->in_message = parts->content.left || (t->element == BW_ELEMENT_F32 && parts->floats.left) ||
+                    (t->element == BW_ELEMENT_F64 && parts->doubles.left);
     if (parts->content.left) {
         t->values = parts->content;
         return;

@@ -8,9 +8,9 @@
 #include "hal/base.h"
 
 typedef struct worker {
-    bw_scheduler *scheduler;
     pthread_t thread;
-    uint64_t started_ns; /* of the job it works on; 0: idle */
+    uint64_t
+        started_ns; /* of the job in this place; 0: free. A guest may sit in it, and the thread in another one's. */
 } worker;
 
 struct bw_scheduler {
@@ -21,7 +21,7 @@ struct bw_scheduler {
     size_t bytes, bytes_limit;
     uint64_t pace_ns; /* smoothed time of one job */
     int stopping;
-    unsigned worker_count;
+    unsigned worker_count, thread_count;
     worker workers[];
 };
 
@@ -41,27 +41,41 @@ static void unlink_job(bw_scheduler *s, bw_job *job)
     s->bytes -= job->bytes;
 }
 
+/* There is a free one. */
+static worker *take_place(bw_scheduler *s)
+{
+    worker *w = s->workers;
+    while (w->started_ns)
+        w++;
+    s->running++;
+    w->started_ns = bw_now_ns();
+    return w;
+}
+
+static void give_place(bw_scheduler *s, worker *w)
+{
+    uint64_t took = bw_now_ns() - w->started_ns;
+    w->started_ns = 0;
+    s->running--;
+    s->pace_ns = s->pace_ns ? s->pace_ns - s->pace_ns / 8 + took / 8 : took;
+}
+
 static void *work(void *arg)
 {
-    worker *w = arg;
-    bw_scheduler *s = w->scheduler;
+    bw_scheduler *s = arg;
     pthread_mutex_lock(&s->mutex);
     for (;;) {
-        while (!s->first && !s->stopping)
+        while (s->first ? s->running == s->worker_count : !s->stopping)
             pthread_cond_wait(&s->work, &s->mutex);
         if (!s->first)
             break;
         bw_job *job = s->first;
         unlink_job(s, job);
-        s->running++;
-        w->started_ns = bw_now_ns();
+        worker *w = take_place(s);
         pthread_mutex_unlock(&s->mutex);
         job->run(job);
         pthread_mutex_lock(&s->mutex);
-        uint64_t took = bw_now_ns() - w->started_ns;
-        w->started_ns = 0;
-        s->running--;
-        s->pace_ns = s->pace_ns ? s->pace_ns - s->pace_ns / 8 + took / 8 : took;
+        give_place(s, w);
     }
     pthread_mutex_unlock(&s->mutex);
     return NULL;
@@ -77,16 +91,15 @@ bw_status bw_scheduler_create(unsigned workers, unsigned queue, size_t bytes, bw
     pthread_cond_init(&s->work, NULL);
     s->queue_limit = queue;
     s->bytes_limit = bytes;
-    while (s->worker_count < workers) {
-        worker *w = &s->workers[s->worker_count];
-        w->scheduler = s;
-        if (pthread_create(&w->thread, NULL, work, w)) {
-            unsigned got = s->worker_count;
+    s->worker_count = workers;
+    while (s->thread_count < workers) {
+        if (pthread_create(&s->workers[s->thread_count].thread, NULL, work, s)) {
+            unsigned got = s->thread_count;
             bw_scheduler_destroy(s);
             return bw_fail(err, BW_NO_MEMORY, "could start only %u of %u workers: use fewer with --workers", got,
                            workers);
         }
-        s->worker_count++;
+        s->thread_count++;
     }
     *scheduler = s;
     return BW_OK;
@@ -100,7 +113,7 @@ void bw_scheduler_destroy(bw_scheduler *s)
     s->stopping = 1;
     pthread_cond_broadcast(&s->work);
     pthread_mutex_unlock(&s->mutex);
-    for (unsigned i = 0; i < s->worker_count; i++)
+    for (unsigned i = 0; i < s->thread_count; i++)
         pthread_join(s->workers[i].thread, NULL);
     pthread_cond_destroy(&s->work);
     pthread_mutex_destroy(&s->mutex);
@@ -141,6 +154,26 @@ bw_status bw_scheduler_submit(bw_scheduler *s, bw_job *job, bw_error *err)
     }
     pthread_mutex_unlock(&s->mutex);
     return status;
+}
+
+int bw_scheduler_enter(bw_scheduler *s)
+{
+    pthread_mutex_lock(&s->mutex);
+    int place = s->first || s->running == s->worker_count ? -1 : (int)(take_place(s) - s->workers);
+    pthread_mutex_unlock(&s->mutex);
+    return place;
+}
+
+void bw_scheduler_leave(bw_scheduler *s, int place, int worked)
+{
+    pthread_mutex_lock(&s->mutex);
+    uint64_t pace_ns = s->pace_ns;
+    give_place(s, &s->workers[place]);
+    if (!worked)
+        s->pace_ns = pace_ns;
+    if (s->first)
+        pthread_cond_signal(&s->work);
+    pthread_mutex_unlock(&s->mutex);
 }
 
 bw_status bw_scheduler_has_room(bw_scheduler *s, size_t bytes, bw_error *err)

@@ -30,7 +30,11 @@ void bw_scheduler_destroy(bw_scheduler *s);
 
 /* BW_EXHAUSTED: the queue is full. */
 bw_status bw_scheduler_submit(bw_scheduler *s, bw_job *job, bw_error *err);
-/* The same answer beforehand, to spare the work of preparing a job that would be refused. */
+/* The number of a worker's place, in which the caller's thread does a job by itself until bw_scheduler_leave (worked 0:
+ * it did not); -1: none is free, or others wait. */
+int bw_scheduler_enter(bw_scheduler *s);
+void bw_scheduler_leave(bw_scheduler *s, int place, int worked);
+/* The same answer as submit's beforehand, to spare the work of preparing a job that would be refused. */
 bw_status bw_scheduler_has_room(bw_scheduler *s, size_t bytes, bw_error *err);
 /* Takes a waiting job out: 1; 0 if it was not waiting (it runs, has run, or was never queued). */
 int bw_scheduler_remove(bw_scheduler *s, bw_job *job);

@@ -38,10 +38,12 @@ struct bw_scoring {
     bw_scorer *scorer;
     bw_call *call;
     bw_model *model;
-    bw_array *inputs, *outputs; /* as many as the model has, once it is chosen; one block */
-    bw_cursor *pictures;        /* in input model->picture_input; they lie in the call's message or in `request` */
+    bw_array *inputs, *outputs; /* as many as the model has, once it is chosen; one block with what follows */
+    bw_source *sources;         /* of inputs whose values stay in the call's message until the run */
+    bw_tensor_reader *readers;
+    bw_cursor *pictures; /* in input model->picture_input; they lie in the call's message or in `request` */
     size_t picture_count;
-    int keep_message; /* set by the decoder when pictures lie in the call's message */
+    int keep_message; /* something of it is needed later: values, or (set by the decoder) pictures */
 
     /* the protocol's: its request, and how outputs become a message */
     void *request;
@@ -49,7 +51,6 @@ struct bw_scoring {
     void (*encode)(bw_scoring *s, bw_writer *w);
 
     size_t input_bytes;
-    int unseen_inputs; /* not all inputs were seen to be finite */
     bw_timing timing;
     uint64_t decoded_ns, started_ns, preprocess_ns;
     int ran;
@@ -63,13 +64,14 @@ typedef struct bw_tensor_in {
     int rank;
     int64_t dims[BW_RANK_MAX];
     bw_cursor values;
-    int repeat; /* fewer values than the shape needs are filled up with the last */
+    int in_message; /* the values lie in the call's message, not in what was unpacked of it */
+    int repeat;     /* fewer values than the shape needs are filled up with the last */
 } bw_tensor_in;
 
 /* NULL: the call has been answered (deadline over, queue full, no memory). */
 bw_scoring *bw_scoring_begin(bw_scorer *scorer, bw_call *call);
 bw_status bw_scoring_choose(bw_scoring *s, const char *name, const char *version, bw_error *err);
-/* Finds the input by name and converts the tensor into it. */
+/* Finds the input by name and converts the tensor into it; values in the call's message only when they are needed. */
 bw_status bw_scoring_input(bw_scoring *s, const bw_tensor_in *t, bw_error *err);
 /* Encoded pictures for an input; `pictures` is malloc'ed and taken over in any case. t->values is not looked at. */
 bw_status bw_scoring_pictures(bw_scoring *s, const bw_tensor_in *t, bw_cursor *pictures, size_t count, bw_error *err);

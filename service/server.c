@@ -45,6 +45,7 @@ void bw_server_defaults(bw_server_options *o)
     o->lame_duck_ms = 1000;
     o->drain_seconds = 30;
     o->max_connections = 10000;
+    o->idle_seconds = 600;
 }
 
 /* Pictures and CPU stages want a thread per CPU; one more keeps the device busy meanwhile. */
@@ -121,6 +122,7 @@ bw_status bw_server_start(const bw_server_options *o, bw_server **server, bw_err
             .max_message_bytes = message_bytes,
             .upload_seconds = o->upload_seconds,
             .max_connections = o->max_connections,
+            .idle_seconds = o->idle_seconds,
         };
         status = bw_grpc_start(&grpc, &s->grpc, err);
     }
@@ -150,6 +152,11 @@ static bw_status open_devices(bw_server *s, const bw_server_options *o, bw_error
         return bw_fail(err, BW_NO_MEMORY, "out of memory for %zu devices", o->device_count);
     for (size_t i = 0; i < o->device_count; i++) {
         bw_status status = bw_device_open(o->devices[i], &s->devices[s->device_count], err);
+        if (!status && o->device_memory) {
+            status = bw_device_set_budget(s->devices[s->device_count], o->device_memory, err);
+            if (status)
+                bw_device_close(s->devices[s->device_count]);
+        }
         if (status)
             return status;
         bw_device_info info;

@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "host/session_layout.h"
 #include "kernels/formats.h"
 
 static const bw_element_traits elements[] = {
@@ -162,22 +161,9 @@ static size_t narrow_piece(bw_element element, const int64_t *wide, size_t n, vo
     return n;
 }
 
-/* Looks at each piece while it is in the first-level cache. */
-static int copy_floats(bw_cursor *values, float *out, size_t count)
+bw_status bw_tensor_open(bw_tensor_reader *r, bw_element element, bw_storage storage, bw_cursor values, int repeat,
+                         size_t count, const char *name, bw_error *err)
 {
-    int finite = 1;
-    for (size_t at = 0, n; at < count; at += n) {
-        n = count - at < 2048 ? count - at : 2048;
-        bw_cursor_copy(values, out + at, n * sizeof *out);
-        finite = finite && bw_first_not_finite(out + at, n) == n;
-    }
-    return finite;
-}
-
-bw_status bw_tensor_convert(bw_element element, bw_storage storage, bw_cursor values, int repeat, float *out,
-                            size_t count, const char *name, int *finite, bw_error *err)
-{
-    *finite = 0;
     const bw_element_traits *t = bw_element_get(element);
     size_t size = storage == BW_STORAGE_SAME ? t->size : 4;
     size_t have = size ? values.left / size : 0;
@@ -186,32 +172,78 @@ bw_status bw_tensor_convert(bw_element element, bw_storage storage, bw_cursor va
                        "tensor '%.100s': %zu bytes of %s data, its shape needs %zu values of %zu bytes: send the whole "
                        "tensor, row-major and little-endian",
                        name, values.left, t->kserve, count, size);
-    if (element == BW_ELEMENT_F32 && storage == BW_STORAGE_SAME) {
-        *finite = copy_floats(&values, out, have);
-    } else {
-        _Alignas(16) uint8_t piece[4096];
-        int64_t wide[512];
-        size_t step = storage == BW_STORAGE_SAME ? sizeof piece / size : 512;
-        for (size_t at = 0; at < have; at += step) {
-            size_t n = have - at < step ? have - at : step;
-            bw_cursor_copy(&values, piece, n * size);
-            if (storage != BW_STORAGE_SAME) {
-                for (size_t i = 0; i < n; i++) {
-                    uint32_t bits;
-                    memcpy(&bits, piece + i * 4, 4);
-                    wide[i] = storage == BW_STORAGE_I32 ? (int64_t)(int32_t)bits : (int64_t)bits;
-                }
-                size_t bad = narrow_piece(element, wide, n, piece);
-                if (bad < n)
-                    return bw_fail(err, BW_INVALID_ARGUMENT,
-                                   "tensor '%.100s': value %lld at index %zu is out of %s's range", name,
-                                   (long long)wide[bad], at + bad, t->kserve);
-            }
-            convert_piece(element, piece, n, out + at);
-        }
+    *r = (bw_tensor_reader){
+        .element = element, .storage = storage, .values = values, .have = have, .count = count, .name = name};
+    return BW_OK;
+}
+
+/* A cursor at value `first`, from the nearest place before it, and that place's mark, which is to be moved on. */
+static unsigned find_mark(bw_tensor_reader *r, size_t first, size_t size, bw_cursor *c)
+{
+    const unsigned count = sizeof r->marks / sizeof r->marks[0];
+    unsigned best = count;
+    for (unsigned i = 0; i < count; i++) {
+        size_t at = r->marks[i].at;
+        if (at && at <= first && (best == count || at > r->marks[best].at))
+            best = i;
     }
-    for (size_t i = have; i < count; i++)
-        out[i] = out[have - 1];
+    size_t at = best < count ? r->marks[best].at : 0;
+    *c = best < count ? r->marks[best].rest : r->values;
+    bw_cursor_skip(c, (first - at) * size);
+    if (best < count && at == first)
+        return best;
+    r->oldest = (r->oldest + 1) % count;
+    return r->oldest;
+}
+
+static bw_status convert(bw_tensor_reader *r, bw_cursor *c, size_t first, size_t count, float *out, bw_error *err)
+{
+    const bw_element_traits *t = bw_element_get(r->element);
+    size_t size = r->storage == BW_STORAGE_SAME ? t->size : 4;
+    _Alignas(16) uint8_t piece[4096];
+    int64_t wide[512];
+    size_t step = r->storage == BW_STORAGE_SAME ? sizeof piece / size : 512;
+    for (size_t at = 0; at < count; at += step) {
+        size_t n = count - at < step ? count - at : step;
+        bw_cursor_copy(c, piece, n * size);
+        if (r->storage != BW_STORAGE_SAME) {
+            for (size_t i = 0; i < n; i++) {
+                uint32_t bits;
+                memcpy(&bits, piece + i * 4, 4);
+                wide[i] = r->storage == BW_STORAGE_I32 ? (int64_t)(int32_t)bits : (int64_t)bits;
+            }
+            size_t bad = narrow_piece(r->element, wide, n, piece);
+            if (bad < n)
+                return bw_fail(err, BW_INVALID_ARGUMENT,
+                               "tensor '%.100s': value %lld at index %zu is out of %s's range", r->name,
+                               (long long)wide[bad], first + at + bad, t->kserve);
+        }
+        convert_piece(r->element, piece, n, out + at);
+    }
+    return BW_OK;
+}
+
+bw_status bw_tensor_read(bw_tensor_reader *r, size_t first, size_t count, float *out, bw_error *err)
+{
+    size_t size = r->storage == BW_STORAGE_SAME ? bw_element_get(r->element)->size : 4;
+    /* Values that were sent, then the last of them again and again. */
+    size_t begin = first < r->have ? first : r->have - 1;
+    size_t n = first >= r->have ? 1 : r->have - first < count ? r->have - first : count;
+    if (!count)
+        return BW_OK;
+    bw_cursor c;
+    unsigned mark = find_mark(r, begin, size, &c);
+    if (r->element == BW_ELEMENT_F32 && r->storage == BW_STORAGE_SAME) {
+        bw_cursor_copy(&c, out, n * sizeof *out);
+    } else {
+        bw_status status = convert(r, &c, begin, n, out, err);
+        if (status)
+            return status;
+    }
+    r->marks[mark].at = begin + n;
+    r->marks[mark].rest = c;
+    for (size_t i = n; i < count; i++)
+        out[i] = out[n - 1];
     return BW_OK;
 }
 

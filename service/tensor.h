@@ -59,13 +59,27 @@ typedef enum bw_storage {
     BW_STORAGE_U32  /* uint32 holding UINT8, UINT16 */
 } bw_storage;
 
-/*
- * Converts `count` values from `values` to fp32. With `repeat` fewer values than `count` (but one) are filled up with
- * the last one. *finite: 1 if all values were seen to be finite on the way; 0: not looked at, or not all are.
- * BW_INVALID_ARGUMENT: another number of bytes, or a value out of the element's range.
- */
-bw_status bw_tensor_convert(bw_element element, bw_storage storage, bw_cursor values, int repeat, float *out,
-                            size_t count, const char *name, int *finite, bw_error *err);
+/* A tensor as it arrived, its size checked: the values are read from where they lie, in any order. */
+typedef struct bw_tensor_reader {
+    bw_element element;
+    bw_storage storage;
+    bw_cursor values;
+    size_t have, count; /* values sent, and of the shape: the last one fills up */
+    const char *name;   /* borrowed */
+    /* Where reading ended lately: the planes of a picture are read side by side. */
+    struct {
+        size_t at; /* 0: not yet */
+        bw_cursor rest;
+    } marks[4];
+    unsigned oldest;
+} bw_tensor_reader;
+
+/* For `count` values; with `repeat` fewer (but one) are filled up with the last one. BW_INVALID_ARGUMENT: another
+ * number of bytes. */
+bw_status bw_tensor_open(bw_tensor_reader *r, bw_element element, bw_storage storage, bw_cursor values, int repeat,
+                         size_t count, const char *name, bw_error *err);
+/* Converts values first .. first+count-1 to fp32. BW_INVALID_ARGUMENT: a value out of the element's range. */
+bw_status bw_tensor_read(bw_tensor_reader *r, size_t first, size_t count, float *out, bw_error *err);
 
 /* Index of the input (or output) meant by `name`: its exact name; the name with ":0" behind; `alias` if there is just
  * one. -1: none of these. */

@@ -7,8 +7,9 @@
  *     static const bw_method methods[] = {{"/test.Echo/Say", echo, NULL}};
  *
  * Life of a call: the transport receives one message and calls the method's handler on one of its own threads (which
- * must not block there). The handler, or whoever it hands the call to, calls bw_call_finish exactly once, from any
- * thread. After that the call must not be touched, except by its own cancel callback.
+ * must not block there, unless it has stepped aside). The handler, or whoever it hands the call to, calls
+ * bw_call_finish exactly once, from any thread. After that the call must not be touched, except by its own cancel
+ * callback.
  */
 #ifndef BW_SERVICE_TRANSPORT_H
 #define BW_SERVICE_TRANSPORT_H
@@ -63,6 +64,7 @@ typedef struct bw_call_ops {
     void (*watch_cancel)(bw_call *call, void (*on_cancel)(bw_call *call));
     int (*cancelled)(bw_call *call);
     void (*drop_message)(bw_call *call);
+    int (*step_aside)(bw_call *call);
     size_t (*metadata)(bw_call *call, const char *key, char *value, size_t size);
 } bw_call_ops;
 
@@ -121,6 +123,13 @@ static inline int bw_call_cancelled(bw_call *call)
 static inline void bw_call_drop_message(bw_call *call)
 {
     call->ops->drop_message(call);
+}
+
+/* In the handler, before work that takes long: 1 if another thread receives in this one's place from now on, so that
+ * the handler may block; 0 if none is free. */
+static inline int bw_call_step_aside(bw_call *call)
+{
+    return call->ops->step_aside(call);
 }
 
 /* Copies the value of a request header into value (terminated, cut); returns its full length, 0 if absent. */

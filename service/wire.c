@@ -163,48 +163,76 @@ void bw_bytes_free(bw_bytes *b)
 
 /* --- protobuf-c with a bound ------------------------------------------------------------------------------------ */
 
+typedef struct bounded {
+    size_t left;
+    bw_arena *arena; /* NULL: none */
+} bounded;
+
 static void *bounded_alloc(void *data, size_t size)
 {
-    size_t *left = data;
+    bounded *b = data;
     /* malloc's own overhead counts too: many tiny pieces are the attack. */
     size_t cost = size + 16;
-    if (cost < size || cost > *left)
+    if (cost < size || cost > b->left)
         return NULL;
-    *left -= cost;
-    return malloc(size ? size : 1);
+    b->left -= cost;
+    bw_arena *a = b->arena;
+    size_t aligned = (size + 15) / 16 * 16;
+    if (!a || a->size - a->used < aligned)
+        return malloc(size ? size : 1);
+    void *memory = a->bytes + a->used;
+    a->used += aligned;
+    return memory;
 }
 
 static void bounded_free(void *data, void *pointer)
 {
-    (void)data;
-    free(pointer);
+    const bounded *b = data;
+    uintptr_t at = (uintptr_t)pointer, begin = b->arena ? (uintptr_t)b->arena->bytes : 0;
+    if (!b->arena || at < begin || at >= begin + b->arena->size)
+        free(pointer);
+}
+
+static ProtobufCMessage *unpack(const ProtobufCMessageDescriptor *type, const void *bytes, size_t size, bw_arena *arena)
+{
+    bounded b = {65536 + (size > SIZE_MAX / 32 ? SIZE_MAX / 2 : size * 16), arena};
+    ProtobufCAllocator allocator = {bounded_alloc, bounded_free, &b};
+    return protobuf_c_message_unpack(type, &allocator, size, bytes);
 }
 
 ProtobufCMessage *bw_wire_unpack(const ProtobufCMessageDescriptor *type, const void *bytes, size_t size)
 {
-    size_t left = 65536 + (size > SIZE_MAX / 32 ? SIZE_MAX / 2 : size * 16);
-    ProtobufCAllocator allocator = {bounded_alloc, bounded_free, &left};
-    return protobuf_c_message_unpack(type, &allocator, size, bytes);
+    return unpack(type, bytes, size, NULL);
 }
 
-ProtobufCMessage *bw_wire_unpack_cursor(const ProtobufCMessageDescriptor *type, bw_cursor c)
+ProtobufCMessage *bw_wire_unpack_in(const ProtobufCMessageDescriptor *type, bw_cursor c, bw_arena *arena)
 {
     const void *flat = bw_cursor_flat(&c);
     if (flat)
-        return bw_wire_unpack(type, flat, c.left);
+        return unpack(type, flat, c.left, arena);
     bw_bytes b = {0};
     bw_bytes_append_cursor(&b, c);
-    ProtobufCMessage *message = b.failed ? NULL : bw_wire_unpack(type, b.bytes, b.size);
+    ProtobufCMessage *message = b.failed ? NULL : unpack(type, b.bytes, b.size, arena);
     bw_bytes_free(&b);
     return message;
 }
 
-void bw_wire_unpack_free(ProtobufCMessage *message)
+ProtobufCMessage *bw_wire_unpack_cursor(const ProtobufCMessageDescriptor *type, bw_cursor c)
 {
-    size_t left = 0;
-    ProtobufCAllocator allocator = {bounded_alloc, bounded_free, &left};
+    return bw_wire_unpack_in(type, c, NULL);
+}
+
+void bw_wire_unpack_free_in(ProtobufCMessage *message, bw_arena *arena)
+{
+    bounded b = {0, arena};
+    ProtobufCAllocator allocator = {bounded_alloc, bounded_free, &b};
     if (message)
         protobuf_c_message_free_unpacked(message, &allocator);
+}
+
+void bw_wire_unpack_free(ProtobufCMessage *message)
+{
+    bw_wire_unpack_free_in(message, NULL);
 }
 
 /* --- writing ---------------------------------------------------------------------------------------------------- */

@@ -61,12 +61,21 @@ void bw_bytes_append(bw_bytes *b, const void *bytes, size_t size);
 void bw_bytes_append_cursor(bw_bytes *b, bw_cursor c);
 void bw_bytes_free(bw_bytes *b);
 
+/* Memory that is handed out once and never given back: small messages need no other. */
+typedef struct bw_arena {
+    uint8_t *bytes;
+    size_t size, used;
+} bw_arena;
+
 /* Unpacks with a bound on memory of 16 times the input and some more, as a hostile message can ask for much more than
  * it sends. NULL: malformed, or out of bounds. Free with bw_wire_unpack_free. */
 ProtobufCMessage *bw_wire_unpack(const ProtobufCMessageDescriptor *type, const void *bytes, size_t size);
 /* The same from a scattered range. */
 ProtobufCMessage *bw_wire_unpack_cursor(const ProtobufCMessageDescriptor *type, bw_cursor c);
 void bw_wire_unpack_free(ProtobufCMessage *message);
+/* The same with memory from the arena (16-byte aligned) while there is some. Freed with the arena at hand. */
+ProtobufCMessage *bw_wire_unpack_in(const ProtobufCMessageDescriptor *type, bw_cursor c, bw_arena *arena);
+void bw_wire_unpack_free_in(ProtobufCMessage *message, bw_arena *arena);
 
 /*
  * A reply under construction: small parts are collected, large ones borrowed. The chunks borrow the writer's own

@@ -211,8 +211,8 @@ INLINE void dot8_one(const bw_dot_args *g, const __m512i *values)
                 __m512i even = base, odd = _mm512_setzero_si512(), less = odd, more = odd;
                 for (size_t i = 0; i < B; i += 8, w += 2 * bytes, a += 8) {
                     const __m512i v0 = load_codes(w, values), v1 = load_codes(w + bytes, values);
-                    if (values) /* whole bytes are fetched in time by the hardware */
-                        _mm_prefetch((const char *)w + AHEAD, _MM_HINT_T0);
+                    for (size_t b = 0; b < 2 * bytes; b += 64)
+                        _mm_prefetch((const char *)w + AHEAD + b, _MM_HINT_T0);
                     even = _mm512_dpbusd_epi32(even, broadcast(a), v0);
                     odd = _mm512_dpbusd_epi32(odd, broadcast(a + 4), v1);
                     less = _mm512_dpbusd_epi32(less, half, v0);

@@ -16,7 +16,8 @@
 #define LEAST_PIXELS  8u           /* of a kernel call */
 #define ITEM_PIXELS   256u         /* most of an item, unless a row is longer */
 #define PANEL_BYTES   (48u << 10)  /* most packed codes of an item, unless those of a row take more */
-#define MOST_BLOCKS   40u          /* longer reductions are better off in chunks: fast_conv.c */
+#define MOST_BLOCKS   40u          /* longer reductions are better off in chunks: fast_conv.c; */
+#define MOST_BLOCKS_4 12u          /* with four vector pipes, whose balance the kernels there keep, even sooner */
 #define MOST_WEIGHTS  (512u << 10) /* bytes of a layer's codes */
 #define CACHED        (24u << 10)  /* weights and their sums that stay in the first cache */
 #define SERIAL_CYCLES 12000u       /* less work than this is not worth a second thread */
@@ -81,12 +82,13 @@ static size_t most_lines(const bw_plan *plan)
     return lines < 1 ? 1 : lines > ins->out0.height ? ins->out0.height : lines;
 }
 
-static int shape_fits(const bw_plan *plan)
+static int shape_fits(const bw_fast *engine, const bw_plan *plan)
 {
     const bw_instruction *ins = plan->ins;
     const size_t tiles = bw_conv_tiles(ins), blocks = bw_conv_blocks(ins);
     const size_t width = ins->out0.width, area = width * ins->out0.height;
-    if (ins->groups != 1 || blocks > MOST_BLOCKS || tiles * blocks * 256 > MOST_WEIGHTS)
+    const size_t most = engine->pipes == 2 ? MOST_BLOCKS : MOST_BLOCKS_4;
+    if (ins->groups != 1 || blocks > most || tiles * blocks * 256 > MOST_WEIGHTS)
         return 0;
     if (one_line(plan))
         return area >= LEAST_PIXELS;
@@ -102,7 +104,7 @@ static size_t panel_blocks(const bw_plan *plan, size_t lines)
 int bw_direct_plan(const bw_fast *engine, bw_plan *plan)
 {
     const bw_instruction *ins = plan->ins;
-    if (!engine->rows->direct || !engine->bytes || !formats_fit(plan) || !shape_fits(plan))
+    if (!engine->rows->direct || !engine->bytes || !formats_fit(plan) || !shape_fits(engine, plan))
         return 0;
     const size_t tiles = bw_conv_tiles(ins), blocks = bw_conv_blocks(ins), codes = tiles * blocks * 256;
     const size_t sums = tiles * blocks * bw_dot_sums(plan->is_signed) * sizeof(int32_t);

@@ -163,10 +163,14 @@ static inline vf v_element_to_float(const uint8_t *p, int magnitude, int most, i
 
 #include "sim/rows_direct.h"
 
+#include "sim/rows_patch.h"
+
 const bw_rows bw_rows_avx512vnni = {
     .fused = fused,
     .window = window,
     .depthwise = depthwise,
+    .depthwise_writes = 1,
+    .patch = patch,
     .direct = direct,
     .direct_pack = direct_pack,
 };

@@ -99,12 +99,13 @@ bw_status bw_load_connect(const bw_load_options *o, bw_load **load, bw_error *er
     l->credentials = grpc_insecure_credentials_create();
     l->queue = grpc_completion_queue_create_for_next(NULL);
     grpc_arg args[] = {
-        int_arg(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, 1 << 30),
-        int_arg(GRPC_ARG_MAX_SEND_MESSAGE_LENGTH, -1),
+        /* The client shares the machine with what it measures: no retries, compression, statistics or size limits. */
+        int_arg(GRPC_ARG_MINIMAL_STACK, 1),
+        int_arg(GRPC_ARG_ENABLE_DEADLINE_CHECKS, 1),
+        int_arg(GRPC_ARG_ENABLE_RETRIES, 0),
+        int_arg(GRPC_ARG_ENABLE_CHANNELZ, 0),
         /* A connection for each channel, not one for all. */
         int_arg(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1),
-        int_arg(GRPC_ARG_HTTP2_BDP_PROBE, 0),
-        int_arg(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 4 << 20),
         int_arg(GRPC_ARG_ENABLE_HTTP_PROXY, 0),
     };
     grpc_channel_args all = {sizeof args / sizeof args[0], args};

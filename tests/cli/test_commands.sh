@@ -20,7 +20,7 @@ run 0 help && has '^  eval  ' && has '^  quantize  ' && run 0 --help && has '^us
     grep -q '^usage' "$work/err"
 result $? "help, and usage without a command"
 ok=0
-for c in devices load inspect run eval profile featurize; do
+for c in devices load bitstream sign inspect run eval profile featurize; do
     run 0 $c --help && has "^usage: blockwave $c" && run 0 help $c && has "^usage: blockwave $c" || ok=1
     run 2 $c --frobnicate && says "^blockwave $c: unknown option '--frobnicate', see 'blockwave $c --help'$" || ok=1
 done
@@ -53,6 +53,31 @@ run 1 load "$work/bad.bwbit" --device sim: && says 'bad.bwbit' && run 1 load "$w
     says 'none.bwbit' && run 2 load "$work/bad.bwbit" && says 'device is missing' && run 2 load --device sim: &&
     says 'one bitstream'
 result $? "load refuses what is no bitstream"
+run 0 bitstream u250 -o "$work/u250.bwbit" && run 0 load "$work/u250.bwbit" --device sim:u250 &&
+    has '^loaded u250 (.*) on sim:u250$' && run 1 load "$work/u250.bwbit" --device sim: && says 'sim-u250' &&
+    run 1 bitstream u999 -o "$work/x.bwbit" && says 'u999' && [ ! -e "$work/x.bwbit" ] && run 2 bitstream u250 && says 'output'
+result $? "bitstream writes what load takes"
+mkdir "$work/trust" "$work/others"
+openssl genpkey -algorithm ed25519 -out "$work/key.pem" 2>>"$work/err" &&
+    openssl pkey -in "$work/key.pem" -pubout -out "$work/trust/builds.pem" &&
+    openssl genpkey -algorithm ed25519 -out "$work/other.pem" 2>>"$work/err" &&
+    openssl pkey -in "$work/other.pem" -pubout -out "$work/others/them.pem"
+result $? "keys to sign with"
+load="load $work/u250.bwbit --device sim:u250"
+run 1 $load --require-signed && says 'u250.bwbit: .*--trust' && run 1 $load --require-signed --trust "$work/trust" &&
+    says 'u250.bwbit: .*not signed' && run 0 $load --trust "$work/trust"
+result $? "an unsigned bitstream is refused where signatures are required"
+run 0 sign "$work/u250.bwbit" --key "$work/key.pem" && has '1 signature$' &&
+    run 0 $load --require-signed --trust "$work/trust" && has 'signed by builds$' && BW_TRUST_DIR="$work/trust" run 0 $load &&
+    has 'signed by builds$' && run 0 $load && run 1 $load --trust "$work/others" && says 'none of the 1 keys'
+result $? "a bitstream signed by a trusted key, and by another"
+cp "$work/u250.bwbit" "$work/changed.bwbit"
+printf 'X' | dd of="$work/changed.bwbit" bs=1 seek=300 conv=notrunc 2>/dev/null
+run 1 load "$work/changed.bwbit" --device sim:u250 --trust "$work/trust" && says 'builds.* does not fit' &&
+    run 1 sign "$work/changed.bwbit" --key "$work/key.pem" && says 'changed.bwbit: .*damaged' &&
+    run 1 sign "$work/u250.bwbit" --key "$work/trust/builds.pem" && says 'private key' && run 2 sign "$work/u250.bwbit" &&
+    says 'key is missing'
+result $? "a changed bitstream is neither loaded nor signed"
 
 # --- inspect
 "$bin/blockwave-quantize" "$digits/digits.onnx" -o "$work/d.bw" --format msfp16 --name digits \

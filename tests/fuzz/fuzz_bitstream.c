@@ -8,6 +8,7 @@
 
 #include "hal/base.h"
 #include "hal/bitstream.h"
+#include "hal/signature.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -16,6 +17,9 @@ static void look(const uint8_t *data, size_t size)
 {
     bw_bitstream bits;
     bw_error err = {BW_OK, ""};
+    const size_t content = bw_signed_content(data, size);
+    if (content > size || (content == size) != (bw_signature_count(data, size) == 0))
+        abort();
     if (bw_bitstream_parse(data, size, &bits, &err)) {
         if (!err.message[0] || strchr(err.message, '\n'))
             abort();
@@ -36,12 +40,14 @@ static void look(const uint8_t *data, size_t size)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     look(data, size);
+    const size_t whole = size;
+    size = bw_signed_content(data, size); /* what follows makes the content's UUID right */
     if (size < 64)
         return 0;
-    uint8_t *copy = malloc(size);
+    uint8_t *copy = malloc(whole);
     if (!copy)
         return 0;
-    memcpy(copy, data, size);
+    memcpy(copy, data, whole);
     memcpy(copy, "BWBITS\r\n\1\0\0\0", 12);
     memcpy(copy + 16, "{\"uuid\":\"", 9);
     /* "sha256":"=..." asks for the right sum of the last n bytes, n in the next character. */
@@ -62,7 +68,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     snprintf(uuid, sizeof uuid, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", d[0], d[1],
              d[2], d[3], d[4], d[5], d[6], d[7], d[8], d[9], d[10], d[11], d[12], d[13], d[14], d[15]);
     memcpy(copy + 25, uuid, 36);
-    look(copy, size);
+    look(copy, whole);
     free(copy);
     return 0;
 }

@@ -7,6 +7,7 @@ import struct
 import time
 
 import grpc
+import health_pb2
 import numpy as np
 from support import (SLOW, SLOW_DEVICE, WORK, Client, Server, expect, fails, infer_request, infer_value, package, quantized, run,
                      same, slow_request, start, trailing)
@@ -131,6 +132,29 @@ def few_descriptors():
         until(lambda: works_anew(server.port))
 
 
+# --- idle connections -----------------------------------------------------------------------------------------------
+
+
+def idle_connections_are_closed():
+    """After --idle-seconds, unless a call is under way, and the client connects anew without noticing."""
+    with Server(package("double"), "--idle-seconds", "1") as server:
+        idle = socket.create_connection(("127.0.0.1", server.port))
+        idle.settimeout(20 * SLOW)
+        watch = server.client.health.Watch(health_pb2.HealthCheckRequest(), timeout=60 * SLOW)
+        assert next(watch).status == 1
+        while idle.recv(65536):
+            pass
+        idle.close()
+        time.sleep(2)
+        works(server.client)
+        server.term()
+        assert next(watch).status == 2
+    with Server(package("double"), "--idle-seconds", "1") as server:
+        works(server.client)
+        time.sleep(2.5)
+        works(server.client)
+
+
 # --- slow uploads, by hand over HTTP/2 ------------------------------------------------------------------------------
 
 
@@ -236,5 +260,5 @@ def quiet_says_nothing():
 
 
 run([full_queue_is_refused_at_once, a_cancelled_request_leaves_the_queue, two_hundred_connections, connection_limit,
-     few_descriptors, slow_upload_is_cut_off, bad_arguments, bad_packages, port_in_use,
+     few_descriptors, idle_connections_are_closed, slow_upload_is_cut_off, bad_arguments, bad_packages, port_in_use,
      a_directory_of_models_on_two_devices, quiet_says_nothing])

@@ -86,7 +86,7 @@ static void short_runs(void **state)
     bw_pace_note(&p, 10000, 1000);
     assert_true(bw_pace_is_short(&p, 1000));
     assert_true(bw_pace_is_short(&p, 4900));
-    assert_false(bw_pace_is_short(&p, 5100));
+    assert_false(bw_pace_is_short(&p, 5300));
     bw_pace_note(&p, 49000, 1000); /* interrupted for a moment */
     assert_true(bw_pace_is_short(&p, 1000));
     for (int i = 0; i < 100; i++)

@@ -96,8 +96,9 @@ int main(int argc, char **argv)
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
     builder.SetMaxReceiveMessageSize(64 << 20);
     if (tuned) {
-        builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
-        builder.AddChannelArgument(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 4 << 20);
+        builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0);
+        builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
+        builder.AddChannelArgument(GRPC_ARG_ENABLE_CHANNELZ, 0);
     }
     builder.RegisterService(&service);
     auto queue = builder.AddCompletionQueue();

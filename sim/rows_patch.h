@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * PATCH of neighbours in a row of the output (bw_patch in sim/fast.h), AVX-512: included by rows__avx512vnni.c after
+ * sim/rows_fused.h. The 16 channels of a block are loaded straight from the rows of the input that they come from, one
+ * masked load each, whose masked lanes are not touched; the blocks of some pixels are encoded together.
+ */
+
+/* Channels of one block that come from one row of taps. */
+typedef struct patch_piece {
+    int64_t offset; /* of lane 0 from tap (0, 0), floats */
+    int64_t shift;  /* lane 0 is this channel of the row of taps; negative: of the row before */
+    uint32_t ky;
+    __mmask16 lanes;
+} patch_piece;
+
+/* Lanes from..end - 1, as far as they are 0..15. */
+INLINE __mmask16 lane_range(int64_t from, int64_t end)
+{
+    from = from < 0 ? 0 : from;
+    end = end > 16 ? 16 : end;
+    return from < end ? (__mmask16)(((1u << end) - 1) & ~((1u << from) - 1)) : 0;
+}
+
+static void patch(const bw_patch *g)
+{
+    const size_t line = g->kernel_x * g->channels, n = g->kernel_y * line, blocks = (n + 15) / 16;
+    patch_piece pieces[BW_PATCH_PIECES];
+    size_t first[BW_PATCH_BLOCKS + 1];
+    size_t count = 0;
+    for (size_t b = 0; b < blocks; b++) {
+        const size_t end = n < b * 16 + 16 ? n : b * 16 + 16;
+        first[b] = count;
+        for (size_t ky = b * 16 / line; ky * line < end; ky++) {
+            if (ky < g->first_row || ky >= g->end_row)
+                continue;
+            const int64_t shift = (int64_t)(b * 16) - (int64_t)(ky * line);
+            pieces[count++] = (patch_piece){.offset = (int64_t)(ky * g->x_row) + shift,
+                                            .shift = shift,
+                                            .ky = (uint32_t)ky,
+                                            .lanes = lane_range(-shift, (int64_t)line - shift)};
+        }
+    }
+    first[blocks] = count;
+    const side out = side_of(&g->out, 16, 1);
+    const int dense = g->out.code_step == blocks * 16 && g->out.exp_step == blocks;
+    vf y[4];
+    spot to[4];
+    size_t held = 0;
+    for (size_t p = 0; p < g->pixels; p++) {
+        const float *x = g->x + (int64_t)(p * g->stride * g->channels);
+        const int64_t column = g->left + (int64_t)(p * g->stride);
+        const int inside = column >= 0 && column + (int64_t)g->kernel_x <= g->width;
+        /* Channels of a row of taps that lie inside. */
+        const int64_t from = -column * (int64_t)g->channels, end = (g->width - column) * (int64_t)g->channels;
+        spot at = moved(out.first, p * out.code_pixel, p * out.exp_pixel);
+        for (size_t b = 0; b < blocks; b++, at = moved(at, 16, 1)) {
+            __m512 v = _mm512_setzero_ps();
+            for (size_t i = first[b]; i < first[b + 1]; i++) {
+                const patch_piece *piece = &pieces[i];
+                __mmask16 lanes = piece->lanes;
+                if (!inside)
+                    lanes &= lane_range(from - piece->shift, end - piece->shift);
+                v = _mm512_mask_loadu_ps(v, lanes, x + piece->offset);
+            }
+            y[held] = (vf)v;
+            to[held++] = at;
+            if (held < 4)
+                continue;
+            held = 0;
+            if (dense) {
+                write_int(&out, 16, 4, 0, y, to[0]);
+                continue;
+            }
+            uint8_t codes[64];
+            int8_t exps[4];
+            write_int(&out, 16, 4, 0, y, (spot){codes, exps});
+            for (int i = 0; i < 4; i++) {
+                memcpy(to[i].codes, codes + 16 * i, 16);
+                to[i].exps[0] = exps[i];
+            }
+        }
+    }
+    for (size_t i = 0; i < held; i++)
+        write_part(&out, 16, (const float *)&y[i], to[i]);
+}
