@@ -71,11 +71,22 @@ static int formats_fit(const bw_plan *plan)
     return half <= 1 && block <= 1 && half + block == 1 + (plan->out[1].tensor != NULL);
 }
 
+/* A group's channels begin where a block of the outputs and the residual does. */
+static int groups_fit(const bw_plan *plan)
+{
+    const size_t channels = plan->ins->out0.channels / plan->ins->groups;
+    const bw_view *views[] = {&plan->in2, &plan->out[0], &plan->out[1]};
+    for (int i = 0; i < 3; i++)
+        if (plan->ins->groups > 1 && views[i]->tensor && channels % views[i]->format.block)
+            return 0;
+    return 1;
+}
+
 /* Lines of an item: as many as the panel has room for. */
 static size_t most_lines(const bw_plan *plan)
 {
     const bw_instruction *ins = plan->ins;
-    const size_t width = ins->out0.width, row = panel_width(ins) * plan->group_blocks * 16;
+    const size_t width = ins->out0.width, row = panel_width(ins) * plan->in.units * 16;
     size_t lines = ITEM_PIXELS / width;
     while (lines > 1 && panel_height(ins, lines) * row > PANEL_BYTES)
         lines--;
@@ -88,7 +99,7 @@ static int shape_fits(const bw_fast *engine, const bw_plan *plan)
     const size_t tiles = bw_conv_tiles(ins), blocks = bw_conv_blocks(ins);
     const size_t width = ins->out0.width, area = width * ins->out0.height;
     const size_t most = engine->pipes == 2 ? MOST_BLOCKS : MOST_BLOCKS_4;
-    if (ins->groups != 1 || blocks > most || tiles * blocks * 256 > MOST_WEIGHTS)
+    if (blocks > most || tiles * blocks * 256 > MOST_WEIGHTS || !groups_fit(plan))
         return 0;
     if (one_line(plan))
         return area >= LEAST_PIXELS;
@@ -99,7 +110,7 @@ static int shape_fits(const bw_fast *engine, const bw_plan *plan)
 
 static size_t panel_blocks(const bw_plan *plan, size_t lines)
 {
-    return panel_height(plan->ins, lines) * panel_width(plan->ins) * plan->group_blocks;
+    return panel_height(plan->ins, lines) * panel_width(plan->ins) * plan->in.units;
 }
 
 int bw_direct_plan(const bw_fast *engine, bw_plan *plan)
@@ -121,7 +132,8 @@ int bw_direct_plan(const bw_fast *engine, bw_plan *plan)
         plan->direct_weights = (const int8_t *)plan->own + sums;
     }
     engine->bytes->sum(plan->direct_weights, plan->weight_exps, tiles * blocks, 16, plan->is_signed, plan->direct_sums);
-    plan->group_blocks = divide_up(ins->in.channels, 16);
+    plan->group_blocks = plan->in.units / ins->groups;
+    plan->group_channels = ins->out0.channels / ins->groups;
     plan->reduction = blocks;
     plan->item_rows = most_lines(plan);
     const size_t panel = panel_blocks(plan, plan->item_rows);
@@ -159,7 +171,7 @@ static void pack_row(const job *j, panel *to, size_t image, int64_t y, int64_t x
 {
     const bw_plan *plan = j->plan;
     const bw_instruction *ins = plan->ins;
-    const size_t kb = plan->group_blocks;
+    const size_t kb = plan->in.units;
     /* Columns first .. end lie inside. */
     int64_t first = x >= 0 ? 0 : (-x + step - 1) / step,
             end = x >= ins->in.width ? 0 : (ins->in.width - x + step - 1) / step;
@@ -195,13 +207,13 @@ static void pack_panel(const job *j, size_t image, size_t line, size_t lines, pa
 static size_t find_runs(const bw_plan *plan, bw_dot_run *runs)
 {
     const bw_instruction *ins = plan->ins;
-    const size_t kb = plan->group_blocks, row = panel_width(ins) * kb * ins->dilation_y;
-    const int adjoin = ins->kernel_x == 1 || ins->dilation_x == 1;
+    const size_t kb = plan->in.units, row = panel_width(ins) * kb * ins->dilation_y;
+    const int adjoin = ins->kernel_x == 1 || (ins->dilation_x == 1 && ins->groups == 1);
     size_t n = 0;
     for (size_t ky = 0; ky < ins->kernel_y; ky++)
         for (size_t kx = 0; kx < ins->kernel_x; kx += adjoin ? ins->kernel_x : 1u) {
             runs[n].at = (uint32_t)(ky * row + kx * ins->dilation_x * kb);
-            runs[n++].blocks = (uint32_t)(adjoin ? ins->kernel_x * kb : kb);
+            runs[n++].blocks = (uint32_t)(adjoin ? ins->kernel_x * plan->group_blocks : plan->group_blocks);
         }
     return n;
 }
@@ -213,7 +225,7 @@ static void run_item(void *context, size_t item, unsigned thread)
     const bw_instruction *ins = plan->ins;
     const size_t image = item / j->parts, line = item % j->parts * j->per_part;
     const size_t lines = ins->out0.height - line < j->per_part ? ins->out0.height - line : j->per_part;
-    const size_t width = ins->out0.width, kb = plan->group_blocks;
+    const size_t width = ins->out0.width, kb = plan->in.units;
     panel at = {.codes = bw_fast_scratch(j->engine, thread)};
     at.scale =
         (int32_t *)(void *)(at.codes + bw_round_up(panel_blocks(plan, plan->item_rows) * 16 + BW_PANEL_SLACK, 64));
@@ -223,27 +235,29 @@ static void run_item(void *context, size_t item, unsigned thread)
     bw_dot_run runs[MOST_BLOCKS];
     const size_t step = ins->kernel_x == 1 ? 1 : ins->stride_x;
     bw_direct g = {
-        .n = ins->out0.channels, .blocks = plan->reduction, .runs = runs, .run_count = find_runs(plan, runs)};
+        .n = plan->group_channels, .blocks = plan->reduction, .runs = runs, .run_count = find_runs(plan, runs)};
     g.code_step = lies ? plan->in.unit_bytes * ins->in.pixel_stride : step * kb * 16;
     g.scale_step = step * kb;
     g.is_signed = plan->is_signed;
-    g.weights = plan->direct_weights;
-    g.sums = plan->direct_sums;
-    g.bias = plan->bias;
     g.activation = &plan->activation;
     const int merged = one_line(plan);
     g.pixels = merged ? lines * width : width;
     /* All weights for some pixels, or some weights for all of them. */
-    const size_t constants =
-        bw_conv_tiles(ins) * plan->reduction * (256 + bw_dot_sums(plan->is_signed) * sizeof(int32_t));
-    g.all_at_once = constants > CACHED;
+    const size_t tiles = bw_conv_tiles(ins) / ins->groups, sums = plan->reduction * bw_dot_sums(plan->is_signed);
+    g.all_at_once = tiles * (plan->reduction * 256 + sums * sizeof(int32_t)) > CACHED;
     const size_t down = panel_width(ins) * kb * (ins->kernel_y == 1 ? 1 : ins->stride_y);
-    for (size_t i = 0; i < (merged ? 1 : lines); i++) {
-        g.codes = lies ? bw_view_codes(&plan->in, image, line, 0, 0) : at.codes + i * down * 16;
-        g.scale = at.scale + i * down;
-        g.b = bw_fast_side(&plan->in2, image, line + i, 0, 0);
-        g.out[0] = bw_fast_side(&plan->out[0], image, line + i, 0, 0);
-        g.out[1] = bw_fast_side(&plan->out[1], image, line + i, 0, 0);
+    const size_t count = merged ? 1 : lines;
+    for (size_t n = 0; n < count * ins->groups; n++) {
+        const size_t i = n % count, group = n / count, c0 = group * plan->group_channels;
+        const size_t unit = group * plan->group_blocks, tile = group * tiles;
+        g.codes = lies ? bw_view_codes(&plan->in, image, line, 0, unit) : at.codes + (i * down + unit) * 16;
+        g.scale = at.scale + i * down + unit;
+        g.weights = plan->direct_weights + tile * plan->reduction * 256;
+        g.sums = plan->direct_sums + tile * sums;
+        g.bias = plan->bias ? plan->bias + tile * 16 : NULL;
+        g.b = bw_fast_side(&plan->in2, image, line + i, 0, c0);
+        g.out[0] = bw_fast_side(&plan->out[0], image, line + i, 0, c0);
+        g.out[1] = bw_fast_side(&plan->out[1], image, line + i, 0, c0);
         j->engine->rows->direct(&g);
     }
 }

@@ -2,7 +2,7 @@
 /*
  * PATCH of neighbours in a row of the output (bw_patch in sim/fast.h), AVX-512: included by rows__avx512vnni.c after
  * sim/rows_fused.h. The 16 channels of a block are loaded straight from the rows of the input that they come from, one
- * masked load each, whose masked lanes are not touched; the blocks of some pixels are encoded together.
+ * masked load each, whose masked lanes are not touched; the same block of four pixels is encoded together.
  */
 
 /* Channels of one block that come from one row of taps. */
@@ -42,44 +42,43 @@ static void patch(const bw_patch *g)
     }
     first[blocks] = count;
     const side out = side_of(&g->out, 16, 1);
-    const int dense = g->out.code_step == blocks * 16 && g->out.exp_step == blocks;
-    vf y[4];
-    spot to[4];
-    size_t held = 0;
-    for (size_t p = 0; p < g->pixels; p++) {
-        const float *x = g->x + (int64_t)(p * g->stride * g->channels);
-        const int64_t column = g->left + (int64_t)(p * g->stride);
-        const int inside = column >= 0 && column + (int64_t)g->kernel_x <= g->width;
-        /* Channels of a row of taps that lie inside. */
-        const int64_t from = -column * (int64_t)g->channels, end = (g->width - column) * (int64_t)g->channels;
-        spot at = moved(out.first, p * out.code_pixel, p * out.exp_pixel);
-        for (size_t b = 0; b < blocks; b++, at = moved(at, 16, 1)) {
-            __m512 v = _mm512_setzero_ps();
-            for (size_t i = first[b]; i < first[b + 1]; i++) {
-                const patch_piece *piece = &pieces[i];
-                __mmask16 lanes = piece->lanes;
-                if (!inside)
-                    lanes &= lane_range(from - piece->shift, end - piece->shift);
-                v = _mm512_mask_loadu_ps(v, lanes, x + piece->offset);
+    const size_t step = g->stride * g->channels;
+    for (size_t next = 0; next < g->pixels; next += 4) {
+        /* Four neighbours; some of the last ones are done twice. */
+        const size_t p = next + 4 <= g->pixels ? next : g->pixels < 4 ? 0 : g->pixels - 4;
+        const float *x[4];
+        int64_t from[4], end[4]; /* channels of a row of taps that lie inside */
+        int inside = 1;
+        for (size_t i = 0; i < 4; i++) {
+            const size_t at = p + i < g->pixels ? p + i : g->pixels - 1;
+            const int64_t column = g->left + (int64_t)(at * g->stride);
+            x[i] = g->x + (int64_t)(at * step);
+            from[i] = -column * (int64_t)g->channels;
+            end[i] = (g->width - column) * (int64_t)g->channels;
+            inside = inside && column >= 0 && column + (int64_t)g->kernel_x <= g->width;
+        }
+        spot to = moved(out.first, p * out.code_pixel, p * out.exp_pixel);
+        for (size_t b = 0; b < blocks; b++, to = moved(to, 16, 1)) {
+            __m512 v[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+            for (size_t k = first[b]; k < first[b + 1]; k++) {
+                const patch_piece *piece = &pieces[k];
+#pragma GCC unroll 4
+                for (size_t i = 0; i < 4; i++) {
+                    __mmask16 lanes = piece->lanes;
+                    if (!inside)
+                        lanes &= lane_range(from[i] - piece->shift, end[i] - piece->shift);
+                    v[i] = _mm512_mask_loadu_ps(v[i], lanes, x[i] + piece->offset);
+                }
             }
-            y[held] = (vf)v;
-            to[held++] = at;
-            if (held < 4)
-                continue;
-            held = 0;
-            if (dense) {
-                write_int(&out, 16, 4, 0, y, to[0]);
-                continue;
-            }
+            const vf y[4] = {(vf)v[0], (vf)v[1], (vf)v[2], (vf)v[3]};
             uint8_t codes[64];
             int8_t exps[4];
             write_int(&out, 16, 4, 0, y, (spot){codes, exps});
-            for (int i = 0; i < 4; i++) {
-                memcpy(to[i].codes, codes + 16 * i, 16);
-                to[i].exps[0] = exps[i];
+            const size_t written = g->pixels < 4 ? g->pixels : 4;
+            for (size_t i = 0; i < written; i++) {
+                memcpy(to.codes + i * out.code_pixel, codes + 16 * i, 16);
+                to.exps[i * out.exp_pixel] = exps[i];
             }
         }
     }
-    for (size_t i = 0; i < held; i++)
-        write_part(&out, 16, (const float *)&y[i], to[i]);
 }
