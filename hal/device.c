@@ -211,8 +211,10 @@ bw_status bw_device_info_get(bw_device *device, bw_device_info *info, bw_error *
     info->images = device->image_count;
     info->faults = device->faults;
     info->resets = device->resets;
+    info->evictions = device->evictions;
     info->busy_ns = device->busy_ns;
     info->memory_used = device->memory_used;
+    info->memory_budget = device->budget;
     pthread_mutex_unlock(&device->lock);
     return BW_OK;
 }
@@ -257,15 +259,8 @@ bw_status bw_fail_dead(const bw_device *dev, bw_error *err)
 void bw_images_unload_locked(bw_device *dev)
 {
     /* The list does not change: that takes the turn. */
-    for (bw_image *image = dev->images; image; image = image->next) {
-        void *handle = image->handle;
-        if (!handle)
-            continue;
-        image->handle = NULL;
-        pthread_mutex_unlock(&dev->lock);
-        dev->backend->image_release(dev->handle, handle);
-        pthread_mutex_lock(&dev->lock);
-    }
+    for (bw_image *image = dev->images; image; image = image->next)
+        bw_image_unload_locked(dev, image);
 }
 
 bw_status bw_reset_locked(bw_device *dev, bw_error *err)
@@ -353,11 +348,8 @@ static bw_status configure(bw_device *dev, const bw_bitstream *bits, const bw_bi
     bw_status status = dev->backend->load_bitstream(dev->handle, payload->bytes, payload->size, bits->uuid, &error);
     pthread_mutex_lock(&dev->lock);
     if (!status) {
-        for (bw_image *image = dev->images; image; image = image->next) {
-            if (!image->dropped)
-                dev->memory_used -= image->memory;
+        for (bw_image *image = dev->images; image; image = image->next)
             image->dropped = true;
-        }
         return BW_OK;
     }
     /* A payload that is refused leaves the device as it was; anything else leaves it in an unknown state. */

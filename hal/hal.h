@@ -41,8 +41,10 @@ typedef struct bw_device_info {
     bw_requirements offers;          /* what programs may need */
     bw_health health;
     uint64_t runs, images, faults, resets; /* counters since open; images: loads */
+    uint64_t evictions;                    /* images that made way for others since open */
     uint64_t busy_ns;                      /* time spent running programs */
     uint64_t memory_bytes, memory_used;    /* constants and activations resident */
+    uint64_t memory_budget;                /* of bw_device_set_budget; 0: memory_bytes */
     char isa[16];                          /* software devices: instruction set of the kernels; "" */
     uint32_t threads;                      /* software devices: threads of a run; 0 */
 } bw_device_info;
@@ -71,11 +73,17 @@ bw_status bw_device_load_bitstream(bw_device *device, const void *bytes, size_t 
  * BW_DEVICE_LOST: the reset failed, the device is dead. */
 bw_status bw_device_reset(bw_device *device, bw_error *err);
 
+/* Bytes that resident images may take in all; 0: as many as the device has. When another image needs room, those that
+ * have not run for longest are taken off the device, and loaded again before their next run. Images that do not fit any
+ * more make way at once. BW_DEVICE_LOST: the device has been given up. */
+bw_status bw_device_set_budget(bw_device *device, uint64_t bytes, bw_error *err);
+
 /*
  * Validates the program and its constants and makes them resident. Both byte ranges are borrowed until release
  * (program 8-byte, constants 64-byte aligned; a `sim` device uses them in place). Blocking.
  * BW_CORRUPT, BW_VERSION_MISMATCH, BW_NOT_FINITE: bw_program_parse / check_constants. BW_INCOMPATIBLE: the program
- * needs what the device lacks. BW_NO_MEMORY, BW_DEVICE_LOST.
+ * needs what the device lacks. BW_NO_MEMORY: it is larger than the device's memory or budget, or the device has no room
+ * even with all others off it. BW_DEVICE_LOST.
  */
 bw_status bw_image_load(bw_device *device, const void *program, size_t program_size, const void *constants,
                         size_t constants_size, bw_image **image, bw_error *err);

@@ -46,26 +46,12 @@ static bw_status check_load(const bw_device *dev, const void *program, const voi
 }
 
 /* Lock and turn are held. */
-static bw_status make_resident(bw_device *dev, bw_image *image, bw_error *err)
+static bw_status add_image(bw_device *dev, bw_image *image, bw_error *err)
 {
     if (dev->health == BW_HEALTH_DEAD)
         return bw_fail_dead(dev, err);
-    bw_device_info info;
-    memset(&info, 0, sizeof info);
-    uint64_t used = dev->memory_used;
-    pthread_mutex_unlock(&dev->lock);
     bw_error error = {BW_OK, ""};
-    bw_status status = dev->backend->info(dev->handle, &info, &error);
-    if (!status)
-        status = bw_requirements_met(&image->program.needs, &info.offers, &error);
-    if (!status && info.memory_bytes && (image->memory > info.memory_bytes || used > info.memory_bytes - image->memory))
-        status =
-            bw_fail(&error, BW_NO_MEMORY,
-                    "the program needs %llu bytes, %llu of the device's %llu are in use: release other images",
-                    (unsigned long long)image->memory, (unsigned long long)used, (unsigned long long)info.memory_bytes);
-    if (!status)
-        status = dev->backend->image_load(dev->handle, &image->program, image->constants, &image->handle, &error);
-    pthread_mutex_lock(&dev->lock);
+    bw_status status = bw_image_make_resident(dev, image, &error);
     if (status) {
         bw_fail(err, status, "%s: %s", dev->uri, error.message);
         if (status == BW_DEVICE_FAULT || status == BW_DEVICE_LOST) {
@@ -77,7 +63,6 @@ static bw_status make_resident(bw_device *dev, bw_image *image, bw_error *err)
     image->next = dev->images;
     dev->images = image;
     dev->image_count++;
-    dev->memory_used += image->memory;
     return BW_OK;
 }
 
@@ -106,7 +91,7 @@ bw_status bw_image_load(bw_device *device, const void *program, size_t program_s
     made->refs = 1;
     pthread_mutex_lock(&device->lock);
     if (bw_turn_take(device)) {
-        status = make_resident(device, made, err);
+        status = add_image(device, made, err);
         bw_turn_give(device);
     } else {
         status = bw_fail_dead(device, err);
@@ -140,20 +125,15 @@ void bw_image_release(bw_image *image)
     while (image->active)
         pthread_cond_wait(&dev->changed, &dev->lock);
     bool turn = bw_turn_take(dev);
-    if (turn && image->handle) {
-        void *handle = image->handle;
-        image->handle = NULL;
-        pthread_mutex_unlock(&dev->lock);
-        dev->backend->image_release(dev->handle, handle);
-        pthread_mutex_lock(&dev->lock);
-    }
+    if (turn)
+        bw_image_unload_locked(dev, image);
+    else if (image->handle)
+        dev->memory_used -= image->memory; /* an abandoned device keeps the rest */
     for (bw_image **at = &dev->images; *at; at = &(*at)->next)
         if (*at == image) {
             *at = image->next;
             break;
         }
-    if (!image->dropped)
-        dev->memory_used -= image->memory;
     if (turn)
         bw_turn_give(dev);
     bool owes = image_unref(image);

@@ -72,7 +72,8 @@ struct bw_image {
     const void *constants;
     uint64_t memory; /* what it counts in memory_used */
     /* Under the device's lock: */
-    void *handle;    /* the backend's; NULL after a reset until the next run loads it again */
+    void *handle; /* the backend's; NULL while it is not on the device: the next run loads it again */
+    uint64_t last_use;
     bool dropped;    /* by a bitstream: stays out */
     unsigned refs;   /* one for the user, one for each fence that is not yet released */
     unsigned active; /* runs queued or running */
@@ -110,7 +111,9 @@ struct bw_device {
     bw_health health;
     char death[256]; /* why it is dead */
     bw_image *images;
-    uint64_t runs, image_count, faults, resets, busy_ns, memory_used;
+    uint64_t budget; /* bytes that resident images may take; 0: the device's memory */
+    uint64_t uses;   /* counts up: when an image was used last */
+    uint64_t runs, image_count, faults, resets, evictions, busy_ns, memory_used;
 };
 
 /* Whether the backend can time instructions. */
@@ -146,6 +149,12 @@ bw_status bw_fail_dead(const bw_device *dev, bw_error *err);
 /* image.c: drops one reference. The lock is held; true: the caller owes bw_device_unref after unlocking. */
 bool bw_fence_unref(bw_fence *fence);
 void bw_fence_cancel_locked(bw_device *dev, bw_fence *fence); /* unless it has ended; the lock is held */
+
+/* residency.c. Lock and turn are held; the lock is dropped while the backend works. */
+/* Makes room for the image and loads it; it is in the device's list, or not yet. Any status of the backend. */
+bw_status bw_image_make_resident(bw_device *dev, bw_image *image, bw_error *err);
+/* Releases the backend's side of the image, if it has one. */
+void bw_image_unload_locked(bw_device *dev, bw_image *image);
 
 /* worker.c */
 /* Whether a run that is submitted now may be done by its caller. The lock is held. */

@@ -60,18 +60,6 @@ static bw_status verdict_error(bw_fence *fence)
 
 /* --- worker ----------------------------------------------------------------------------------------------------- */
 
-/* Brings the image back after a reset. */
-static bw_status restore(bw_device *dev, bw_image *image, bw_error *err)
-{
-    void *handle = NULL;
-    pthread_mutex_unlock(&dev->lock);
-    bw_status status = dev->backend->image_load(dev->handle, &image->program, image->constants, &handle, err);
-    pthread_mutex_lock(&dev->lock);
-    if (!status)
-        image->handle = handle;
-    return status;
-}
-
 /* The run's status as its waiter sees it. *fault: the device needs a reset. */
 static bw_status judge(bw_fence *fence, bw_status status, bool *fault)
 {
@@ -117,7 +105,8 @@ static bool run_one(bw_device *dev)
     fence->started_ns = bw_now_ns();
     bw_error error = {BW_OK, ""};
     snprintf(error.message, sizeof error.message, "the backend gave no reason");
-    bw_status status = image->handle ? BW_OK : restore(dev, image, &error);
+    image->last_use = ++dev->uses;
+    bw_status status = image->handle ? BW_OK : bw_image_make_resident(dev, image, &error);
     bool restored = status == BW_OK;
     if (restored && !dev->abandoned) {
         pthread_mutex_unlock(&dev->lock);

@@ -25,6 +25,9 @@ static const char usage[] =
     "\n"
     "  --models DIR           serve every *.bw in DIR\n"
     "  --device URI           run on this device; may be repeated (default sim:)\n"
+    "  --device-memory SIZE   what the models may take on each device, e.g. 800M or 4G; those not used for longest "
+    "make\n"
+    "                         way for others (default: the device's memory)\n"
     "  --grpc ADDR:PORT       listen here (default 127.0.0.1:50051; port 0 picks a free one)\n"
     "  --port-file FILE       write the port there once the server is ready\n"
     "  --max-message-mb N     largest request, 1..1024 (default 64)\n"
@@ -84,6 +87,7 @@ typedef struct arguments {
 enum {
     OPT_MODELS = 256,
     OPT_DEVICE,
+    OPT_DEVICE_MEMORY,
     OPT_GRPC,
     OPT_PORT_FILE,
     OPT_MESSAGE,
@@ -103,6 +107,7 @@ enum {
 static const struct option options[] = {
     {"models", required_argument, NULL, OPT_MODELS},
     {"device", required_argument, NULL, OPT_DEVICE},
+    {"device-memory", required_argument, NULL, OPT_DEVICE_MEMORY},
     {"grpc", required_argument, NULL, OPT_GRPC},
     {"port-file", required_argument, NULL, OPT_PORT_FILE},
     {"max-message-mb", required_argument, NULL, OPT_MESSAGE},
@@ -131,6 +136,22 @@ static int set_number(unsigned *to, const char *name, const char *text, unsigned
     return 0;
 }
 
+/* Bytes, with K, M or G for powers of 1024. */
+static int set_size(uint64_t *to, const char *name, const char *text)
+{
+    static const char units[] = "KMG";
+    char *end;
+    errno = 0;
+    const unsigned long long value = strtoull(text, &end, 10);
+    const char *unit = *end ? strchr(units, *end) : NULL;
+    const unsigned shift = unit ? 10 * (unsigned)(unit - units + 1) : 0;
+    if (text[0] < '0' || text[0] > '9' || errno || (*end && (!unit || end[1])) || value < 1 ||
+        value > UINT64_MAX >> 1 >> shift)
+        return bw_cli_usage("serve", "--%s %s: expected a size such as 800M or 4G", name, text);
+    *to = (uint64_t)value << shift;
+    return 0;
+}
+
 static int set_option(arguments *a, int opt)
 {
     bw_server_options *s = &a->server;
@@ -148,6 +169,8 @@ static int set_option(arguments *a, int opt)
         s->devices = a->devices;
         a->devices[s->device_count++] = optarg;
         return 0;
+    case OPT_DEVICE_MEMORY:
+        return set_size(&s->device_memory, "device-memory", optarg);
     case OPT_GRPC:
         s->grpc_address = optarg;
         return 0;

@@ -152,6 +152,11 @@ static bw_status open_devices(bw_server *s, const bw_server_options *o, bw_error
         return bw_fail(err, BW_NO_MEMORY, "out of memory for %zu devices", o->device_count);
     for (size_t i = 0; i < o->device_count; i++) {
         bw_status status = bw_device_open(o->devices[i], &s->devices[s->device_count], err);
+        if (!status && o->device_memory) {
+            status = bw_device_set_budget(s->devices[s->device_count], o->device_memory, err);
+            if (status)
+                bw_device_close(s->devices[s->device_count]);
+        }
         if (status)
             return status;
         bw_device_info info;

@@ -22,6 +22,7 @@ typedef struct bw_server_options {
     const char *models_dir; /* every *.bw in it; NULL: none */
     const char *const *devices;
     size_t device_count;
+    uint64_t device_memory; /* budget of each device, bytes; 0: its memory */
     const char *grpc_address;
     unsigned max_message_mb, queue, workers; /* workers 0: by the number of CPUs */
     unsigned timeout_seconds, upload_seconds;

@@ -167,7 +167,8 @@ static int rows_adjoin(const bw_view *v)
     return !v->tensor || v->tensor->height == 1 || v->tensor->row_stride == v->tensor->width * v->tensor->pixel_stride;
 }
 
-static void plan_instruction(const bw_fast *engine, const bw_instruction *ins, int is_signed, bw_plan *plan)
+/* 0: no memory. */
+static int plan_instruction(const bw_fast *engine, const bw_instruction *ins, int is_signed, bw_plan *plan)
 {
     plan->ins = ins;
     plan->is_signed = is_signed;
@@ -190,9 +191,10 @@ static void plan_instruction(const bw_fast *engine, const bw_instruction *ins, i
     if (ins->weight_format != BW_FORMAT_NONE)
         plan->weight_format = row_format(ins->weight_format, ins->in.block);
     if (ins->opcode != BW_OP_CONV)
-        bw_vector_plan(engine, plan);
-    else if (!bw_direct_plan(engine, plan))
+        return bw_vector_plan(engine, plan);
+    if (!bw_direct_plan(engine, plan))
         bw_conv_plan(engine, plan);
+    return 1;
 }
 
 static void *aligned(size_t bytes)
@@ -227,7 +229,10 @@ static bw_status fill_engine(bw_fast *engine, const bw_fast_options *options, bw
     engine->fp32 = row_format(BW_FORMAT_FP32, 1);
     for (uint32_t i = 0; i < count; i++) {
         bw_plan *plan = &engine->plans[i];
-        plan_instruction(engine, &engine->program->instructions[i], !never_negative[i], plan);
+        if (!plan_instruction(engine, &engine->program->instructions[i], !never_negative[i], plan)) {
+            free(never_negative);
+            return bw_fail(err, BW_NO_MEMORY, "no memory for the weights of instruction %u", i);
+        }
         if (plan->scratch > engine->scratch_bytes)
             engine->scratch_bytes = plan->scratch;
     }

@@ -42,28 +42,6 @@ typedef struct bw_row_activation {
     float lo, hi;
 } bw_row_activation;
 
-/*
- * acc[p][c] = bias[c] + the sum over taps (ky, kx) in order, one rounding each, of
- *     x[ky * x_row + (left + p * stride + kx * dilation) * x_pixel + c] * w[(ky * columns + kx) * w_tap + c]
- * for neighbours in a row of the output. Columns outside 0..width-1 add nothing. Reads exactly n elements of a pixel;
- * w and bias are padded to 16, and acc is written up to there.
- */
-typedef struct bw_depthwise {
-    bw_format x_format, w_format;
-    const uint16_t *x; /* column 0 of the row of the first tap inside */
-    size_t x_row, x_pixel;
-    int64_t left; /* column of the first tap of the first pixel; may lie outside */
-    int64_t width;
-    size_t stride, dilation;
-    size_t rows, columns; /* taps: rows inside the input, all columns */
-    const uint16_t *w;    /* from the first row inside */
-    size_t w_tap;
-    const float *bias; /* NULL: zeros */
-    size_t pixels, n;
-    float *acc; /* [pixels][acc_stride] */
-    size_t acc_stride;
-} bw_depthwise;
-
 /* A tensor, or fp32 rows in memory, from some pixel and channel on. */
 typedef struct bw_side {
     const bw_row_format *format; /* NULL: absent */
@@ -71,6 +49,31 @@ typedef struct bw_side {
     int8_t *exps;               /* block formats */
     size_t code_step, exp_step; /* bytes from one pixel to the next */
 } bw_side;
+
+/*
+ * acc[p][c] = bias[c] + the sum over taps (ky, kx) in order, one rounding each, of
+ *     x[ky * x_row + (left + p * stride + kx * dilation) * x_pixel + c] * w[(ky * columns + kx) * w_tap + c]
+ * for neighbours in a row of the output. Columns outside 0..width-1 add nothing. Reads exactly n elements of a pixel;
+ * w and bias are padded to 16, and acc is written up to there. Kernels that can (bw_rows.depthwise_writes) take acc
+ * NULL and write activation(sums) to `out`, fp16 or INT in blocks of 16, as bw_fused does.
+ */
+typedef struct bw_depthwise {
+    bw_format x_format;
+    const uint16_t *x; /* column 0 of the row of the first tap inside */
+    size_t x_row, x_pixel;
+    int64_t left; /* column of the first tap of the first pixel; may lie outside */
+    int64_t width;
+    size_t stride, dilation;
+    size_t rows, columns; /* taps: rows inside the input, all columns */
+    const float *w;       /* from the first row inside */
+    size_t w_tap;
+    const float *bias; /* NULL: zeros */
+    size_t pixels, n;
+    float *acc; /* [pixels][acc_stride] */
+    size_t acc_stride;
+    bw_side out;
+    const bw_row_activation *activation;
+} bw_depthwise;
 
 /*
  * y = activation(a), activation(a + b) or activation(a * b) for n channels of some pixels, one rounding for the
@@ -111,7 +114,7 @@ typedef struct bw_dot_run {
  */
 typedef struct bw_direct {
     size_t pixels, n; /* at least 8 pixels */
-    size_t at_once;   /* pixels that go through all tiles together; a multiple of 8, or all */
+    int all_at_once;  /* each tile for all pixels before the next, else all tiles for some pixels before the next */
     size_t blocks;    /* of the reduction */
     const bw_dot_run *runs;
     size_t run_count;
@@ -145,6 +148,7 @@ typedef struct bw_rows {
     void (*fused)(const bw_fused *f);
     void (*window)(const bw_window *w);
     void (*depthwise)(const bw_depthwise *d);
+    int depthwise_writes;
     /* NULL: the ISA does not have these. */
     void (*patch)(const bw_patch *g);
     void (*direct)(const bw_direct *g);
@@ -335,12 +339,15 @@ typedef struct bw_plan {
     size_t part;        /* BW_PANEL_ROWS: reduction blocks of a row at a time */
     size_t most_pixels; /* of an item */
     size_t acc_stride;
-    size_t row;     /* floats of an fp32 row in scratch; not CONV */
-    size_t span;    /* DWCONV, MAXPOOL: channels made at a time; a multiple of align, or all */
-    size_t rows;    /* fp32 rows made at a time; not CONV */
-    int patches;    /* PATCH: has a kernel of its own */
-    size_t columns; /* MAXPOOL: columns of the input whose maxima are shared by windows; 0: none are */
-    size_t scratch; /* bytes per thread */
+    size_t row;        /* floats of an fp32 row in scratch; not CONV */
+    const float *taps; /* DWCONV: [ky][kx][channels rounded up to 16] */
+    int writes;        /* DWCONV: its kernel writes the results */
+    int flat;          /* DWCONV: rows follow each other as pixels do, in all tensors */
+    size_t span;       /* DWCONV, MAXPOOL: channels made at a time; a multiple of align, or all */
+    size_t rows;       /* fp32 rows made at a time; not CONV */
+    int patches;       /* PATCH: has a kernel of its own */
+    size_t columns;    /* MAXPOOL: columns of the input whose maxima are shared by windows; 0: none are */
+    size_t scratch;    /* bytes per thread */
 } bw_plan;
 
 struct bw_fast {
@@ -412,7 +419,8 @@ void bw_conv_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
 int bw_direct_plan(const bw_fast *engine, bw_plan *plan);
 void bw_direct_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
 /* The same for all other opcodes. */
-void bw_vector_plan(const bw_fast *engine, bw_plan *plan);
+/* 0: no memory. */
+int bw_vector_plan(const bw_fast *engine, bw_plan *plan);
 void bw_vector_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
 
 #endif

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Everything but CONV on the fast engine: one fp32 row of channels per output pixel, through the row kernels. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "sim/fast.h"
@@ -65,6 +66,7 @@ typedef struct job {
     const bw_plan *plan;
     uint32_t batch;
     size_t pixels, items;
+    size_t part; /* items are a multiple of so many pixels, but for the last */
 } job;
 
 /* The input range of a kernel: taps [first, end) of `taps` lie inside 0 .. size - 1. */
@@ -91,14 +93,15 @@ static window window_at(const bw_instruction *ins, size_t oy, size_t ox)
     return w;
 }
 
-/* Channels c0 .. c0 + n of `pixels` neighbours in a row of the output, from (oy, ox) on. */
+/* Channels c0 .. c0 + n of `pixels` neighbours in a row of the output, from (oy, ox) on. rows: NULL if the kernel
+ * writes them. */
 static void depthwise(const job *j, size_t image, size_t oy, size_t ox, size_t pixels, size_t c0, size_t n, float *rows)
 {
     const bw_plan *plan = j->plan;
     const bw_instruction *ins = plan->ins;
     const bw_tensor *in = &ins->in;
     const window w = window_at(ins, oy, ox);
-    bw_depthwise d = {.x_format = (bw_format)in->format, .w_format = (bw_format)ins->weight_format};
+    bw_depthwise d = {.x_format = (bw_format)in->format};
     d.rows = (size_t)(w.ky1 - w.ky0);
     d.columns = ins->kernel_x;
     /* Without a tap inside, x is not read, and may be any row. */
@@ -111,12 +114,16 @@ static void depthwise(const job *j, size_t image, size_t oy, size_t ox, size_t p
     d.stride = ins->stride_x;
     d.dilation = ins->dilation_x;
     d.w_tap = bw_round_up(in->channels, 16);
-    d.w = (const uint16_t *)(const void *)plan->weights + (size_t)w.ky0 * d.columns * d.w_tap + c0;
+    d.w = plan->taps + (size_t)w.ky0 * d.columns * d.w_tap + c0;
     d.bias = plan->bias ? plan->bias + c0 : NULL;
     d.pixels = pixels;
     d.n = n;
     d.acc = rows;
     d.acc_stride = plan->row;
+    d.out = bw_fast_side(&plan->out[0], image, oy, ox, c0);
+    d.activation = &plan->activation;
+    if (plan->flat) /* one row as long as is wanted */
+        d.width = d.left + (int64_t)pixels;
     j->engine->rows->depthwise(&d);
 }
 
@@ -328,11 +335,13 @@ static void run_depthwise(const job *j, size_t first, size_t end, float *rows)
     size_t n;
     for (size_t pixel = first; pixel < end; pixel += n) {
         const size_t image = pixel / area, y = pixel % area / width, x = pixel % width;
-        n = run_of(plan, pixel, end - pixel < plan->rows ? end - pixel : plan->rows, 0);
+        const size_t most = plan->writes || end - pixel < plan->rows ? end - pixel : plan->rows;
+        n = run_of(plan, pixel, most, plan->flat);
         for (size_t c = 0; c < channels; c += plan->span) {
             const size_t span = channels - c < plan->span ? channels - c : plan->span;
-            depthwise(j, image, y, x, n, c, span, rows);
-            bw_fast_finish_pixels(j->engine, plan, pixel, n, c, span, rows, plan->row);
+            depthwise(j, image, y, x, n, c, span, plan->writes ? NULL : rows);
+            if (!plan->writes)
+                bw_fast_finish_pixels(j->engine, plan, pixel, n, c, span, rows, plan->row);
         }
     }
 }
@@ -384,7 +393,9 @@ static void run_item(void *context, size_t item, unsigned thread)
     const job *j = context;
     const bw_instruction *ins = j->plan->ins;
     float *rows = (float *)(void *)bw_fast_scratch(j->engine, thread);
-    const size_t first = j->pixels * item / j->items, end = j->pixels * (item + 1) / j->items;
+    const size_t parts = j->pixels / j->part;
+    const size_t first = parts * item / j->items * j->part;
+    const size_t end = item + 1 == j->items ? j->pixels : parts * (item + 1) / j->items * j->part;
     if (j->plan->patches)
         run_patches(j, first, end);
     else if (ins->opcode == BW_OP_PATCH)
@@ -411,16 +422,40 @@ static int patches(const bw_fast *engine, const bw_plan *plan)
            plan->out[0].units * (15 / line + 2) <= BW_PATCH_PIECES;
 }
 
-void bw_vector_plan(const bw_fast *engine, bw_plan *plan)
+/* Weights as numbers, and what else only a DWCONV has. */
+static int plan_depthwise(const bw_fast *engine, bw_plan *plan)
+{
+    const bw_instruction *ins = plan->ins;
+    const size_t count = (size_t)ins->kernel_y * ins->kernel_x * bw_round_up(ins->in.channels, 16);
+    float *taps = aligned_alloc(64, bw_round_up(count * sizeof *taps, 64));
+    if (!taps)
+        return 0;
+    for (size_t i = 0; i < count; i++)
+        taps[i] = bw_decode_vector(plan->weight_format.traits, ((const uint16_t *)(const void *)plan->weights)[i]);
+    plan->own = (uint8_t *)taps;
+    plan->taps = taps;
+    const bw_row_format *out = &plan->out[0].format;
+    plan->writes = engine->rows->depthwise_writes && !plan->in2.tensor && !plan->out[1].tensor &&
+                   (out->traits->format == BW_FORMAT_FP16 ||
+                    (out->kind == BW_KIND_INT && out->block == 16 && !out->traits->sub_block));
+    plan->flat = ins->kernel_y == 1 && ins->kernel_x == 1 && ins->stride_y == 1 && ins->stride_x == 1 &&
+                 ins->origin_y == 0 && ins->origin_x == 0 && ins->in.width == ins->out0.width &&
+                 ins->in.height == ins->out0.height && plan->adjoin && plan->adjoin_in;
+    return 1;
+}
+
+int bw_vector_plan(const bw_fast *engine, bw_plan *plan)
 {
     const bw_instruction *ins = plan->ins;
     plan->patches = patches(engine, plan);
+    if (ins->opcode == BW_OP_DWCONV && !plan_depthwise(engine, plan))
+        return 0;
     const int deep = ins->opcode == BW_OP_DWCONV, max = ins->opcode == BW_OP_MAXPOOL;
     size_t n = ins->in.channels;
     if (n < ins->out0.channels)
         n = ins->out0.channels;
     plan->span = n;
-    if ((deep || max) && n % SPAN == 0)
+    if (((deep && !plan->flat) || max) && n % SPAN == 0)
         n = plan->span = SPAN;
     else if (max && n % 64 == 0 && plan->align <= 64 && plan->in.format.block <= 64)
         n = plan->span = 64;
@@ -438,6 +473,7 @@ void bw_vector_plan(const bw_fast *engine, bw_plan *plan)
         }
     }
     plan->scratch = ((plan->rows + plan->columns + 1) * plan->row + 16) * sizeof(float);
+    return 1;
 }
 
 void bw_vector_run(bw_fast *engine, const bw_plan *plan, uint32_t batch)
@@ -448,7 +484,9 @@ void bw_vector_run(bw_fast *engine, const bw_plan *plan, uint32_t batch)
     j.pixels = (size_t)batch * out->height * out->width;
     /* Waking a thread costs more than some thousand elements. */
     j.items = threads == 1 || j.pixels * out->channels < 8192 ? 1 : threads * 8;
-    if (j.items > j.pixels)
-        j.items = j.pixels;
+    /* Windows along a row share what they read. */
+    j.part = (plan->ins->kernel_x > 1 && j.pixels / out->width >= threads) ? out->width : 1;
+    if (j.items > j.pixels / j.part)
+        j.items = j.pixels / j.part;
     bw_pool_run(engine->pool, j.items, run_item, &j);
 }

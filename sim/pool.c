@@ -31,15 +31,21 @@ typedef struct worker {
     unsigned number;
 } worker;
 
+/* The items that a thread starts with: the same part of every job, so that what it wrote in one is in its caches in the
+ * next. Whoever has done its own helps others. */
+typedef struct share {
+    _Alignas(64) atomic_size_t next; /* in a cache line of its own */
+    size_t end;
+} share;
+
 struct bw_pool {
-    _Alignas(64) atomic_size_t next; /* item; in a cache line of its own */
+    share shares[BW_POOL_THREADS_MAX];
     _Alignas(64) _Atomic uint64_t state;
     atomic_int quit;
     atomic_uint sleepers; /* workers */
     atomic_int waiting;   /* the caller sleeps until nobody is inside */
     bw_pool_fn fn;
     void *context;
-    size_t items;
     unsigned threads, started;
     int spin; /* there is a CPU for each thread */
     pthread_mutex_t lock;
@@ -48,13 +54,20 @@ struct bw_pool {
     worker workers[];
 };
 
-static void take_items(bw_pool *pool, bw_pool_fn fn, void *context, size_t items, unsigned thread)
+static void take_items(bw_pool *pool, bw_pool_fn fn, void *context, unsigned threads, unsigned thread)
 {
-    for (;;) {
-        size_t item = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
-        if (item >= items)
-            return;
-        fn(context, item, thread);
+    for (unsigned i = 0; i < threads; i++) {
+        share *from = &pool->shares[thread + i < threads ? thread + i : thread + i - threads];
+        for (;;) {
+            /* Looks first: what others are at is left alone once it is done. */
+            size_t item = atomic_load_explicit(&from->next, memory_order_relaxed);
+            if (item >= from->end)
+                break;
+            item = atomic_fetch_add_explicit(&from->next, 1, memory_order_relaxed);
+            if (item >= from->end)
+                break;
+            fn(context, item, thread);
+        }
     }
 }
 
@@ -133,7 +146,7 @@ static void *worker_main(void *argument)
         if (!atomic_compare_exchange_strong(&pool->state, &state, state + 1))
             continue; /* closed, or another one came in */
         seen = state / GENERATION;
-        take_items(pool, pool->fn, pool->context, pool->items, self->number);
+        take_items(pool, pool->fn, pool->context, pool->threads, self->number);
         leave_job(pool);
     }
     return NULL;
@@ -224,8 +237,10 @@ void bw_pool_run(bw_pool *pool, size_t items, bw_pool_fn fn, void *context)
     }
     pool->fn = fn;
     pool->context = context;
-    pool->items = items;
-    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
+    for (unsigned i = 0; i < pool->threads; i++) {
+        atomic_store_explicit(&pool->shares[i].next, items * i / pool->threads, memory_order_relaxed);
+        pool->shares[i].end = items * (i + 1) / pool->threads;
+    }
     atomic_fetch_add(&pool->state, GENERATION); /* open */
     if (atomic_load(&pool->sleepers)) {
         pthread_mutex_lock(&pool->lock);
@@ -233,7 +248,7 @@ void bw_pool_run(bw_pool *pool, size_t items, bw_pool_fn fn, void *context)
         pthread_mutex_unlock(&pool->lock);
     }
 
-    take_items(pool, fn, context, items, 0);
+    take_items(pool, fn, context, pool->threads, 0);
 
     atomic_fetch_add(&pool->state, GENERATION); /* close */
     if (!is_empty(pool))

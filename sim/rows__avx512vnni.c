@@ -169,6 +169,7 @@ const bw_rows bw_rows_avx512vnni = {
     .fused = fused,
     .window = window,
     .depthwise = depthwise,
+    .depthwise_writes = 1,
     .patch = patch,
     .direct = direct,
     .direct_pack = direct_pack,

@@ -109,7 +109,7 @@ static void window(const bw_window *w)
 
 static void depthwise(const bw_depthwise *d)
 {
-    const bw_format_traits *tx = bw_format_get(d->x_format), *tw = bw_format_get(d->w_format);
+    const bw_format_traits *tx = bw_format_get(d->x_format);
     for (size_t p = 0; p < d->pixels; p++) {
         float *acc = d->acc + p * d->acc_stride;
         for (size_t c = 0; c < d->n; c++)
@@ -120,9 +120,9 @@ static void depthwise(const bw_depthwise *d)
                 if (column < 0 || column >= d->width)
                     continue;
                 const uint16_t *x = d->x + ky * d->x_row + (size_t)column * d->x_pixel;
-                const uint16_t *w = d->w + (ky * d->columns + kx) * d->w_tap;
+                const float *w = d->w + (ky * d->columns + kx) * d->w_tap;
                 for (size_t c = 0; c < d->n; c++)
-                    acc[c] += bw_decode_vector(tx, x[c]) * bw_decode_vector(tw, w[c]);
+                    acc[c] += bw_decode_vector(tx, x[c]) * w[c];
             }
     }
 }

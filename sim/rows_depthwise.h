@@ -12,13 +12,156 @@
 #define DEPTHWISE_PIXELS 7 /* half the registers */
 #endif
 
+#if V_LANES == 16
+/* One vector of channels from c on, the sums of `pixels` pixels from number p on, to the output: activation and
+ * encoding as in sim/rows_fused.h. */
+static void depthwise_end(const bw_depthwise *d, const side *out, size_t pixels, size_t p, size_t c, const vf *acc)
+{
+    const bw_row_activation *a = d->activation;
+    const size_t left = d->n - c;
+    spot to = moved(out->first, p * out->code_pixel + c * out->traits->device_bytes, p * out->exp_pixel + c / 16);
+    if (out->kind == SIDE_FP16) {
+        for (size_t i = 0; i < pixels; i++, to.codes += out->code_pixel) {
+            const vh h = to_fp16(activated(a, acc[i]));
+            if (left >= V_LANES)
+                v_store_half((uint16_t *)(void *)to.codes, h);
+            else
+                _mm256_mask_storeu_epi16(to.codes, lanes_below(left), h);
+        }
+        return;
+    }
+    const int relu = a->kind == BW_ACT_RELU, clip = a->kind == BW_ACT_CLIP;
+    const vf lo = v_set(a->lo), hi = v_set(a->hi);
+    for (size_t done = 0; done < pixels; done += 4) {
+        /* Some of the last ones are done twice. */
+        const size_t first = pixels < 4 ? 0 : done + 4 > pixels ? pixels - 4 : done, count = pixels < 4 ? pixels : 4;
+        vf y[4];
+#pragma GCC unroll 4
+        for (size_t i = 0; i < 4; i++)
+            y[i] = acc[first + (i < count ? i : 0)];
+        if (clip)
+#pragma GCC unroll 4
+            for (size_t i = 0; i < 4; i++)
+                y[i] = v_max(lo, v_min(hi, y[i]));
+        if (left < 16)
+#pragma GCC unroll 4
+            for (size_t i = 0; i < 4; i++)
+                y[i] = v_keep(y[i], left);
+        uint8_t codes[64];
+        int8_t exps[4];
+        if (relu)
+            write_int(out, 16, 4, 1, y, (spot){codes, exps});
+        else
+            write_int(out, 16, 4, 0, y, (spot){codes, exps});
+        spot at = moved(to, first * out->code_pixel, first * out->exp_pixel);
+        for (size_t i = 0; i < count; i++, at = moved(at, out->code_pixel, out->exp_pixel)) {
+            memcpy(at.codes, codes + 16 * i, 16);
+            at.exps[0] = exps[i];
+        }
+    }
+}
+/* Scale and shift per channel, to blocks: 16 channels of a pixel after the other, four at a time. Inlined with constant
+ * relu. */
+INLINE void depthwise_scale_as(const bw_depthwise *d, const side *out, const int relu)
+{
+    const bw_row_activation *a = d->activation;
+    const int clip = a->kind == BW_ACT_CLIP;
+    const vf lo = v_set(a->lo), hi = v_set(a->hi);
+    static const float zeros[4 * V_LANES];
+    const size_t blocks = (d->n + 15) / 16, whole = d->n / 16;
+    const int dense = out->code_pixel == blocks * 16 && out->exp_pixel == blocks;
+    const uint16_t *x = d->x + d->left * (int64_t)d->x_pixel;
+    vf y[4];
+    spot to[4];
+    size_t held = 0;
+    for (size_t p = 0; p < d->pixels; p++, x += d->x_pixel) {
+        const spot pixel = moved(out->first, p * out->code_pixel, p * out->exp_pixel);
+        for (size_t b = 0; b < blocks;) {
+            const size_t at_once = held == 0 && b + 4 <= whole ? 4 : 1;
+            for (size_t i = held; i < held + at_once; i++, b++) {
+                const uint16_t *from = x + b * 16;
+                uint16_t some[V_LANES];
+                if (b == whole)
+                    from = v_copy_part(some, from, d->n - b * 16);
+                vf v = v_fma(from_vector(d->x_format, from), v_load(d->w + b * 16),
+                             v_load(d->bias ? d->bias + b * 16 : zeros));
+                if (clip)
+                    v = v_max(lo, v_min(hi, v));
+                y[i] = b == whole ? v_keep(v, d->n - b * 16) : v;
+                to[i] = moved(pixel, b * 16, b);
+            }
+            held += at_once;
+            if (held < 4 && !(p + 1 == d->pixels && b == blocks))
+                continue;
+            for (size_t i = held; i < 4; i++)
+                y[i] = v_set(0.0f);
+            if (held == 4 && (dense || at_once == 4)) {
+                write_int(out, 16, 4, relu, y, to[0]);
+            } else {
+                uint8_t codes[64];
+                int8_t exps[4];
+                write_int(out, 16, 4, relu, y, (spot){codes, exps});
+                for (size_t i = 0; i < held; i++) {
+                    memcpy(to[i].codes, codes + 16 * i, 16);
+                    to[i].exps[0] = exps[i];
+                }
+            }
+            held = 0;
+        }
+    }
+}
+
+static void depthwise_scale(const bw_depthwise *d, const side *out)
+{
+    if (d->activation->kind == BW_ACT_RELU)
+        depthwise_scale_as(d, out, 1);
+    else
+        depthwise_scale_as(d, out, 0);
+}
+
+/* Whether it can. */
+static int depthwise_scales(const bw_depthwise *d, const side *out)
+{
+    return out && out->kind == SIDE_BLOCK16 && d->columns == 1 && d->rows == 1 && d->stride == 1 && d->left >= 0 &&
+           d->left + (int64_t)d->pixels <= d->width;
+}
+#else
+static void depthwise_scale(const bw_depthwise *d, const side *out)
+{
+    (void)d, (void)out;
+}
+
+static int depthwise_scales(const bw_depthwise *d, const side *out)
+{
+    (void)d, (void)out;
+    return 0;
+}
+
+static void depthwise_end(const bw_depthwise *d, const side *out, size_t pixels, size_t p, size_t c, const vf *acc)
+{
+    (void)d, (void)out, (void)pixels, (void)p, (void)c, (void)acc; /* these kernels write rows only */
+}
+#endif
+
+/* out: NULL for rows. */
+static void depthwise_store(const bw_depthwise *d, const side *out, size_t pixels, size_t p, size_t c, const vf *acc)
+{
+    if (out) {
+        depthwise_end(d, out, pixels, p, c, acc);
+        return;
+    }
+    for (size_t i = 0; i < pixels; i++)
+        v_store(d->acc + (p + i) * d->acc_stride + c, acc[i]);
+}
+
 /* `pixels` neighbours from number p on, one vector of channels from c on. Inlined with constant format, pixels, taps
- * and stride (dilation 1). inside: no column lies outside the input. */
-INLINE void depthwise_block(const bw_depthwise *d, bw_format format, int pixels, int columns, int stride, int inside,
-                            size_t p, size_t c)
+ * and stride (dilation 1). inside: no column lies outside the input. part: the last channels, fewer than a vector. */
+INLINE void depthwise_block(const bw_depthwise *d, const side *out, bw_format format, int pixels, int columns,
+                            int stride, int inside, int part, size_t p, size_t c)
 {
     const int64_t left = d->left + (int64_t)p * stride;
-    const uint16_t *x = d->x + left * (int64_t)d->x_pixel + (int64_t)c, *w = d->w + c;
+    const uint16_t *x = d->x + left * (int64_t)d->x_pixel + (int64_t)c;
+    const float *w = d->w + c;
     const vf bias = d->bias ? v_load(d->bias + c) : v_set(0.0f);
     static const uint16_t zeros[V_LANES];
     vf acc[DEPTHWISE_PIXELS];
@@ -29,45 +172,50 @@ INLINE void depthwise_block(const bw_depthwise *d, bw_format format, int pixels,
         vf k[8];
 #pragma GCC unroll 8
         for (int kx = 0; kx < columns; kx++, w += d->w_tap)
-            k[kx] = from_vector(d->w_format, w);
+            k[kx] = v_load(w);
         const uint16_t *at = x;
 #pragma GCC unroll 64
         for (int i = 0; i < (pixels - 1) * stride + columns; i++, at += d->x_pixel) {
             /* Zeros add nothing: no sum is -0. */
-            const int out = !inside && (uint64_t)(left + i) >= (uint64_t)d->width;
-            const vf v = from_vector(format, out ? zeros : at);
+            const int beyond = !inside && (uint64_t)(left + i) >= (uint64_t)d->width;
+            uint16_t some[V_LANES];
+            const uint16_t *from = beyond ? zeros : at;
+            if (part)
+                from = v_copy_part(some, from, d->n - c);
+            const vf v = from_vector(format, from);
 #pragma GCC unroll 8
             for (int kx = 0; kx < columns; kx++)
                 if (i >= kx && (i - kx) % stride == 0 && (i - kx) / stride < pixels)
                     acc[(i - kx) / stride] = v_fma(v, k[kx], acc[(i - kx) / stride]);
         }
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < pixels; i++)
-        v_store(d->acc + (p + (size_t)i) * d->acc_stride + c, acc[i]);
+    depthwise_store(d, out, (size_t)pixels, p, c, acc);
 }
 
-/* Whole vectors of all channels, at least `pixels` pixels. */
-INLINE void depthwise_known(const bw_depthwise *d, bw_format format, int pixels, int columns, int stride)
+/* All channels, at least `pixels` pixels. */
+INLINE void depthwise_known(const bw_depthwise *d, const side *out, bw_format format, int pixels, int columns,
+                            int stride)
 {
     const size_t step = (size_t)pixels;
     const int64_t reach = (pixels - 1) * stride + columns;
-    for (size_t c = 0; c + V_LANES <= d->n; c += V_LANES)
+    for (size_t c = 0; c < d->n; c += V_LANES)
         for (size_t p = 0; p < d->pixels; p += step) {
             if (p + step > d->pixels) /* some of the last ones are done twice */
                 p = d->pixels - step;
             const int64_t left = d->left + (int64_t)p * stride;
-            if (left >= 0 && left + reach <= d->width)
-                depthwise_block(d, format, pixels, columns, stride, 1, p, c);
+            if (c + V_LANES > d->n)
+                depthwise_block(d, out, format, pixels, columns, stride, 0, 1, p, c);
+            else if (left >= 0 && left + reach <= d->width)
+                depthwise_block(d, out, format, pixels, columns, stride, 1, 0, p, c);
             else
-                depthwise_block(d, format, pixels, columns, stride, 0, p, c);
+                depthwise_block(d, out, format, pixels, columns, stride, 0, 0, p, c);
         }
 }
 
-/* Channels from..n of any window. */
-static void depthwise_any(const bw_depthwise *d, size_t from)
+/* Any window. */
+static void depthwise_any(const bw_depthwise *d, const side *out)
 {
-    for (size_t c = from; c < d->n; c += V_LANES) {
+    for (size_t c = 0; c < d->n; c += V_LANES) {
         const size_t left = d->n - c < V_LANES ? d->n - c : V_LANES;
         for (size_t p = 0; p < d->pixels; p++) {
             vf acc = d->bias ? v_load(d->bias + c) : v_set(0.0f);
@@ -80,34 +228,88 @@ static void depthwise_any(const bw_depthwise *d, size_t from)
                     uint16_t part[V_LANES];
                     if (left < V_LANES)
                         x = v_copy_part(part, x, left);
-                    const vf w = from_vector(d->w_format, d->w + (ky * d->columns + kx) * d->w_tap + c);
+                    const vf w = v_load(d->w + (ky * d->columns + kx) * d->w_tap + c);
                     acc = v_fma(from_vector(d->x_format, x), w, acc);
                 }
-            v_store(d->acc + p * d->acc_stride + c, acc);
+            depthwise_store(d, out, 1, p, c, &acc);
         }
     }
 }
 
-INLINE int depthwise_shape(const bw_depthwise *d, int columns, int stride)
+/* Of the numbers of pixels that there are kernels for, the one that does a row fastest: each block also takes the time
+ * of about two pixels for what is around them. */
+INLINE int depthwise_best(size_t pixels, const int *some, int count)
 {
-    const int most = DEPTHWISE_PIXELS;
-    if (d->columns != (size_t)columns || d->stride != (size_t)stride || d->pixels < 7)
+    int best = 1;
+    size_t least = SIZE_MAX;
+    for (int i = 0; i < count; i++) {
+        const size_t n = (size_t)some[i], time = (pixels + n - 1) / n * (n + 2);
+        if (n <= pixels && n <= DEPTHWISE_PIXELS && time < least) {
+            least = time;
+            best = some[i];
+        }
+    }
+    return best;
+}
+
+#define DEPTHWISE_CASE(n)                                                                                              \
+    case n:                                                                                                            \
+        depthwise_known(d, out, BW_FORMAT_FP16, n, columns, stride);                                                   \
+        break
+
+/* Inlined with constant columns and stride. */
+INLINE int depthwise_shape(const bw_depthwise *d, const side *out, int columns, int stride)
+{
+    static const int few[] = {14, 7, 4, 2, 1}, many[] = {14, 8, 7, 6, 5, 4, 3, 2, 1};
+    if (d->columns != (size_t)columns || d->stride != (size_t)stride)
         return 0;
-    if (d->x_format == BW_FORMAT_FP16) {
-        if (d->pixels < (size_t)most)
-            depthwise_known(d, BW_FORMAT_FP16, 7, columns, stride);
-        else
-            depthwise_known(d, BW_FORMAT_FP16, most, columns, stride);
+    if (d->x_format != BW_FORMAT_FP16) {
+        if (d->pixels < 7)
+            return 0;
+        depthwise_known(d, out, BW_FORMAT_BF16, 7, columns, stride);
+    } else if (columns == 3) {
+        switch (depthwise_best(d->pixels, many, 9)) {
+#if V_LANES == 16
+            DEPTHWISE_CASE(14);
+            DEPTHWISE_CASE(8);
+#endif
+            DEPTHWISE_CASE(7);
+            DEPTHWISE_CASE(6);
+            DEPTHWISE_CASE(5);
+            DEPTHWISE_CASE(4);
+            DEPTHWISE_CASE(3);
+            DEPTHWISE_CASE(2);
+            DEPTHWISE_CASE(1);
+        }
     } else {
-        depthwise_known(d, BW_FORMAT_BF16, 7, columns, stride);
+        switch (depthwise_best(d->pixels, few, 5)) {
+#if V_LANES == 16
+            DEPTHWISE_CASE(14);
+#endif
+            DEPTHWISE_CASE(7);
+            DEPTHWISE_CASE(4);
+            DEPTHWISE_CASE(2);
+            DEPTHWISE_CASE(1);
+        }
     }
     return 1;
 }
 
 static void depthwise(const bw_depthwise *d)
 {
-    const int known =
-        d->dilation == 1 && (depthwise_shape(d, 3, 1) || depthwise_shape(d, 3, 2) || depthwise_shape(d, 5, 1) ||
-                             depthwise_shape(d, 5, 2) || depthwise_shape(d, 7, 1));
-    depthwise_any(d, known ? d->n - d->n % V_LANES : 0);
+    side resolved;
+    const side *out = NULL;
+    if (!d->acc) {
+        resolved = side_of(&d->out, 16, 1);
+        out = &resolved;
+    }
+    if (depthwise_scales(d, out)) {
+        depthwise_scale(d, out);
+        return;
+    }
+    const int known = d->dilation == 1 && (depthwise_shape(d, out, 3, 1) || depthwise_shape(d, out, 3, 2) ||
+                                           depthwise_shape(d, out, 1, 1) || depthwise_shape(d, out, 5, 1) ||
+                                           depthwise_shape(d, out, 5, 2) || depthwise_shape(d, out, 7, 1));
+    if (!known)
+        depthwise_any(d, out);
 }

@@ -113,6 +113,22 @@ def without_devices_health_says_so():
         watching.cancel()
 
 
+def models_take_turns_on_a_small_device():
+    names = ["turn-a", "turn-b", "turn-c"]
+    models = [quantized(name, "--format", "msfp12") for name in names]
+    with Server(*models, "--device", "sim:?threads=1") as server:
+        expected = [infer_value(server.client.kserve.ModelInfer(infer_request(n, {"image": ZERO}), timeout=30 * SLOW))
+                    for n in names]
+    with Server(*models, "--device", "sim:?threads=1", "--device-memory", "200K", before=("env", "BW_LOG=info")) as server:
+        for _ in range(4):
+            for name, value in zip(names, expected):
+                reply = server.client.kserve.ModelInfer(infer_request(name, {"image": ZERO}), timeout=30 * SLOW)
+                same(infer_value(reply), value)
+        assert "makes way" in server.text(), server.text()
+    expect(1, "budget", models[0], "--device", "sim:", "--device-memory", "20K", "--grpc", "127.0.0.1:0")
+    expect(2, "expected a size", models[0], "--device-memory", "12X")
+
+
 def a_package_that_no_device_can_run():
     model = quantized("wide-blocks", "--format", "msfp16", "--block", "64")
     expect(1, "block", model, "--device", "sim:u250", "--grpc", "127.0.0.1:0")
@@ -123,4 +139,5 @@ def a_package_that_no_device_can_run():
 
 
 run([same_bits_as_the_command_line, deadlines, the_server_has_a_deadline_of_its_own, a_fault_costs_one_request,
-     a_lost_device_is_replaced_by_the_other, without_devices_health_says_so, a_package_that_no_device_can_run])
+     a_lost_device_is_replaced_by_the_other, without_devices_health_says_so, models_take_turns_on_a_small_device,
+     a_package_that_no_device_can_run])

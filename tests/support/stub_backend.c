@@ -158,6 +158,8 @@ static bw_status stub_image_load(void *device, const bw_program *program, const 
     stub_device *dev = device;
     enter(dev);
     bw_status status = (bw_status)stub.load_status;
+    if (!status && stub.images_most && (int)dev->images >= stub.images_most)
+        status = BW_NO_MEMORY;
     stub_image *img = status ? NULL : new_alive(sizeof *img);
     if (img) {
         img->program = program;
@@ -300,6 +302,7 @@ static void build(void)
     program.header.isa_version = BW_ISA_VERSION;
     program.header.instruction_count = 1;
     program.header.in_bytes = program.header.out_bytes = STUB_FLOATS * sizeof(float);
+    program.header.act_bytes = 4096; /* of no use, but it takes memory */
     bw_instruction *ins = &program.instruction;
     ins->opcode = BW_OP_COPY;
     ins->kernel_y = ins->kernel_x = ins->stride_y = ins->stride_x = ins->dilation_y = ins->dilation_x = 1;

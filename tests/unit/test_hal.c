@@ -194,6 +194,101 @@ static void offers_and_memory(void **state)
     works();
 }
 
+static void run_image(bw_image *image)
+{
+    memset(out, 0, sizeof out);
+    assert_ok(bw_image_run(image, in, out, 1, 0, &err));
+    assert_memory_equal(in, out, sizeof in);
+}
+
+static void the_least_recently_used_makes_way(void **state)
+{
+    (void)state;
+    size_t size;
+    const void *program = stub_program(&size);
+    bw_image *images[3];
+    const uint64_t each = info().memory_used; /* of img */
+    assert_true(each > 0);
+    stub.memory_bytes = 3 * each;
+    for (int i = 0; i < 2; i++)
+        assert_ok(bw_image_load(dev, program, size, NULL, 0, &images[i], &err));
+    assert_int_equal(info().memory_used, 3 * each);
+    assert_int_equal(info().evictions, 0);
+    run_image(img); /* images[0] is now the oldest */
+    assert_ok(bw_image_load(dev, program, size, NULL, 0, &images[2], &err));
+    assert_int_equal(info().evictions, 1);
+    int loads = stub.loads;
+    run_image(images[1]);
+    run_image(img);
+    run_image(images[2]);
+    assert_int_equal(stub.loads, loads); /* they stayed */
+    run_image(images[0]);                /* comes back in place of images[1] */
+    assert_int_equal(stub.loads, loads + 1);
+    run_image(img);
+    assert_int_equal(stub.loads, loads + 1);
+    run_image(images[1]);
+    assert_int_equal(stub.loads, loads + 2);
+    assert_int_equal(info().memory_used, 3 * each);
+    for (int i = 0; i < 3; i++)
+        bw_image_release(images[i]);
+    works(); /* img has made way meanwhile, or not */
+    assert_int_equal(info().memory_used, each);
+}
+
+static void a_budget_is_kept(void **state)
+{
+    (void)state;
+    size_t size;
+    const void *program = stub_program(&size);
+    bw_image *image;
+    const uint64_t each = info().memory_used;
+    assert_ok(bw_image_load(dev, program, size, NULL, 0, &image, &err));
+    assert_int_equal(info().memory_used, 2 * each);
+    assert_ok(bw_device_set_budget(dev, 2 * each - 1, &err));
+    assert_int_equal(info().memory_used, each); /* at once */
+    assert_int_equal(info().memory_budget, 2 * each - 1);
+    run_image(image);
+    works();
+    assert_int_equal(info().memory_used, each);
+    assert_ok(bw_device_set_budget(dev, each - 1, &err));
+    assert_int_equal(info().memory_used, 0);
+    assert_is(BW_NO_MEMORY, bw_image_run(image, in, out, 1, 0, &err));
+    assert_non_null(strstr(err.message, "raise the budget"));
+    assert_int_equal(info().resets, 0);
+    assert_ok(bw_device_set_budget(dev, 0, &err));
+    run_image(image);
+    works();
+    assert_int_equal(info().memory_used, 2 * each);
+    bw_image_release(image);
+    assert_is(BW_INVALID_ARGUMENT, bw_device_set_budget(NULL, 0, &err));
+}
+
+/* A device that has less room than it says, or shares it with other processes. */
+static void others_make_way_when_the_backend_has_no_room(void **state)
+{
+    (void)state;
+    size_t size;
+    const void *program = stub_program(&size);
+    bw_image *image;
+    stub.load_status = BW_NO_MEMORY;
+    assert_is(BW_NO_MEMORY, bw_image_load(dev, program, size, NULL, 0, &image, &err));
+    assert_int_equal(info().evictions, 1); /* img has been tried */
+    assert_int_equal(info().memory_used, 0);
+    assert_is(BW_NO_MEMORY, bw_image_run(img, in, out, 1, 0, &err));
+    stub.load_status = 0;
+    works();
+    stub.images_most = 1;
+    assert_ok(bw_image_load(dev, program, size, NULL, 0, &image, &err));
+    for (int i = 0; i < 3; i++) {
+        run_image(image);
+        works();
+    }
+    assert_int_equal(info().evictions, 2 + 6 - 1);
+    bw_image_release(image);
+    stub.images_most = 0;
+    works();
+}
+
 typedef struct job {
     bw_image *image;
     int number, failures;
@@ -712,6 +807,9 @@ int main(void)
         T(runs_and_counts),
         T(refuses_bad_arguments),
         T(offers_and_memory),
+        T(the_least_recently_used_makes_way),
+        T(a_budget_is_kept),
+        T(others_make_way_when_the_backend_has_no_room),
         T(many_threads),
         T(queue_has_64_places),
         T(wait_times_out_and_goes_on),
