@@ -32,7 +32,7 @@ void bw_model_release(bw_model *m)
 /* Receiving large values takes the thread some time too: as much again does not hold others up for longer. */
 static uint64_t short_run_ns(uint64_t bytes)
 {
-    return BW_SHORT_RUN_NS + bytes / 4;
+    return BW_SHORT_RUN_NS + bytes / 2;
 }
 
 void bw_pace_note(bw_pace *pace, uint64_t ns, uint64_t bytes)

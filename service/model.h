@@ -37,7 +37,7 @@ typedef struct bw_pace {
 } bw_pace;
 
 /* Waking a worker, and core's own threads from it, takes about this much processor time: a run that is shorter is done
- * on the receiving thread; one over many bytes may take a quarter of a nanosecond more for each. */
+ * on the receiving thread; one over many bytes may take half a nanosecond more for each. */
 #define BW_SHORT_RUN_NS 50000u
 
 typedef struct bw_model {
