@@ -48,6 +48,8 @@ pbobjs = $(patsubst $(GEN)/%.c,$(BUILD)/gen/%.o,$(filter $(GEN)/$(1)/%,$(PB_C)))
 prog_name = $(if $(filter main,$(basename $(notdir $(1)))),blockwave,blockwave-$(subst _,-,$(patsubst main_%,%,$(basename $(notdir $(1))))))
 
 PROGRAMS := $(foreach m,$(MAINS),$(BUILD)/bin/$(call prog_name,$(m)))
+# Started by others, not by people: installed to libexec.
+PRIVATE  := $(BUILD)/bin/blockwave-card
 LIBS     := $(foreach f,$(FOLDERS),$(BUILD)/lib/libbw_$(f).a)
 # Link order, top to bottom.
 LINK     := $(foreach f,service quantize host sim hal kernels,$(BUILD)/lib/libbw_$(f).a)
@@ -61,11 +63,21 @@ PLUGIN_PKGS_opencl := OpenCL
 PLUGIN_GEN_opencl  := $(GEN)/kernels/opencl/source.c
 # In the order of what they build on.
 CL_SOURCES := $(addprefix kernels/opencl/,op.h formats.cl tile.cl vector.cl conv.cl)
+# XRT's pkg-config file names a folder that is not there: its headers are looked for, its libraries loaded at run time.
+XRT_INCLUDE := $(patsubst %/xclbin.h,%,$(firstword $(wildcard /usr/include/xrt/xclbin.h /opt/xilinx/xrt/include/xclbin.h)))
+PLUGIN_PKGS_xrt    := uuid
+PLUGIN_FLAGS_xrt   := $(XRT_INCLUDE:%=-isystem %)
+PLUGIN_LIBS_xrt    := -ljansson -lcrypto -ldl
+PLUGIN_MISSING_xrt := $(if $(XRT_INCLUDE),,xrt)
+$(BUILD)/kernels/xclbin.o: PKG_CFLAGS += $(XRT_INCLUDE:%=-isystem %)
 
 PLUGIN_NAMES := $(sort $(patsubst hal/plugins/%/,%,$(dir $(wildcard hal/plugins/*/*.c))))
 # Packages that are missing, and whether that leaves the plug-in buildable.
 $(foreach p,$(PLUGIN_NAMES),$(foreach k,$(PLUGIN_PKGS_$(p)),\
     $(if $(shell pkg-config --exists $(k) && echo yes),,$(eval PLUGIN_MISSING_$(p) += $(k)))))
+# XRT's emulation libraries, linked again from Debian's archives with sim/card/shim in front; only for emulated cards.
+XRT_SHIM_MODES := $(foreach m,swemu hwemu,$(if $(filter /%,$(shell $(CC) -print-file-name=libxrt_$(m).a)),$(m)))
+XRT_SHIMS      := $(XRT_SHIM_MODES:%=$(BUILD)/lib/xrt/libxrt_%.so.2)
 PLUGINS_BUILT := $(foreach p,$(PLUGIN_NAMES),$(if $(PLUGIN_MISSING_$(p)),,$(p)))
 PLUGINS       := $(PLUGINS_BUILT:%=$(BUILD)/lib/libbw_hal_%.so)
 
@@ -79,20 +91,21 @@ FUZZ_BIN     := $(FUZZERS:%=$(BUILD)/tests/fuzz/fuzz_%)
 SCRIPT_TESTS := $(wildcard tests/cli/test_*.sh tests/service/test_*.sh tests/docs/test_*.sh)
 
 .DEFAULT_GOAL := all
-.PHONY: all help deps check test test-long conformance asan ubsan tsan fuzz fuzz-build bench bench-service bench-start bench-quantize install uninstall demo clean report \
+.PHONY: all help deps check test test-long conformance asan ubsan tsan fuzz fuzz-build bench bench-service bench-start bench-quantize bench-xrt install uninstall demo clean report \
     unit-tests tests-build format FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
 ## all: build the programs and libraries (default)
-all: $(PROGRAMS) $(LIBS) $(PLUGINS) build/bin report
+all: $(PROGRAMS) $(LIBS) $(PLUGINS) $(XRT_SHIMS) build/bin report
 
 build/bin: FORCE
 	@mkdir -p build $(BUILD)/bin
 	@ln -sfn $(VARIANT)/bin build/bin
 FORCE:
 
-report: $(PROGRAMS) $(PLUGINS)
+report: $(PROGRAMS) $(PLUGINS) $(XRT_SHIMS)
+	@$(if $(XRT_SHIMS),echo 'XRT emulation: built ($(XRT_SHIM_MODES))',echo 'XRT emulation: NOT built: libxrt_swemu.a is not installed (see '"'make deps'"')')
 	@sh tests/support/plugin_report.sh $(BUILD) $(foreach p,$(PLUGIN_NAMES),'$(p):$(strip $(PLUGIN_MISSING_$(p)))')
 
 ## help: this list
@@ -102,7 +115,7 @@ help:
 # Debian 12 packages of the build, the demo and the tests.
 DEPS := gcc libc6-dev pkg-config libgrpc-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler libdnnl-dev \
     libjansson-dev libpng-dev libjpeg-dev libssl-dev openssl zlib1g-dev libcmocka-dev \
-    ocl-icd-opencl-dev opencl-c-headers pocl-opencl-icd \
+    ocl-icd-opencl-dev opencl-c-headers pocl-opencl-icd libxrt-dev libxrt1 uuid-dev \
     python3 python3-grpcio python3-grpc-tools python3-numpy python3-onnx python3-pil
 ## deps: install what is missing with apt (Debian 12), saying so
 deps:
@@ -158,6 +171,15 @@ $(BUILD)/lib/libbw_hal_$(1).so: $$(PLUGIN_OBJS_$(1))
 	$$(CC) $$(CFLAGS) $$(SAN_FLAGS) -shared -pthread -o $$@ $$^ -Wl,--as-needed $$(LDFLAGS) $$(PLUGIN_LDLIBS_$(1))
 endef
 $(foreach p,$(PLUGINS_BUILT),$(eval $(call plugin_rules,$(p))))
+$(BUILD)/lib/libbw_hal_xrt.so: $(BUILD)/lib/libbw_hal.a $(BUILD)/lib/libbw_kernels.a
+
+# Wraps functions of the C library: no prototypes; and never with a sanitizer, whose runtime is the program's.
+$(BUILD)/sim/card/shim/shim.o: sim/card/shim/shim.c
+	@mkdir -p $(@D)
+	$(CC) $(filter-out -Wmissing-prototypes,$(BASE_FLAGS)) -O2 -g -MMD -MP -c -o $@ $<
+$(BUILD)/lib/xrt/libxrt_%.so.2: $(BUILD)/sim/card/shim/shim.o sim/card/shim/build.sh
+	@mkdir -p $(@D)
+	sh sim/card/shim/build.sh '$(CC)' $* $@ $<
 
 # --- tests ------------------------------------------------------------------------------------------------------
 link_test = $(CC) $(CFLAGS) $(SAN_FLAGS) -pthread -rdynamic -o $@ $(filter %.o,$^) -Wl,--as-needed $(LINK) $(LDFLAGS) $(SYSLIBS)
@@ -241,6 +263,10 @@ bench-quantize: all
 bench-start: all
 	@/usr/bin/python3 tests/bench/bench_start.py $(BUILD)/bin $(BENCH_START)
 
+## bench-xrt: what a run costs on an emulated card, above the simulator; BENCH_XRT='X.bw ...'
+bench-xrt: all $(BENCHES)
+	@BW_PLUGIN_PATH=$(CURDIR)/$(BUILD)/lib BW_BENCH_MODELS='$(BENCH_XRT)' $(BUILD)/bin/blockwave-xrt-emulation run -- $(BUILD)/tests/bench/bench_xrt
+
 ## demo: dependencies, build, then the main job on real pictures
 demo: deps
 	@$(MAKE) --no-print-directory all
@@ -249,7 +275,8 @@ demo: deps
 ## install: programs, plug-ins, library, headers, pkg-config file, man pages to PREFIX (default /usr/local)
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/share/man/man1
-	install -m 755 $(PROGRAMS) $(DESTDIR)$(PREFIX)/bin/
+	install -m 755 $(filter-out $(PRIVATE),$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin/
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/libexec/blockwave $(PRIVATE)
 	rm -f $(BUILD)/lib/libblockwave.a
 	sh .ci/merge_archives $(BUILD)/lib/libblockwave.a $(foreach f,kernels hal sim host,$(BUILD)/lib/libbw_$(f).a)
 	install -m 644 $(BUILD)/lib/libblockwave.a $(DESTDIR)$(PREFIX)/lib/
@@ -258,13 +285,14 @@ install: all
 	    install -D -m 644 $$h $(DESTDIR)$(PREFIX)/include/blockwave/$$h; done
 	if [ -n '$(PLUGINS)' ]; then install -d $(DESTDIR)$(PREFIX)/lib/blockwave && \
 	    install -m 755 $(PLUGINS) $(DESTDIR)$(PREFIX)/lib/blockwave/; fi
+	if [ -n '$(XRT_SHIMS)' ]; then install -D -m 755 -t $(DESTDIR)$(PREFIX)/lib/blockwave/xrt $(XRT_SHIMS); fi
 	sed 's|@PREFIX@|$(PREFIX)|' host/blockwave.pc.in > $(DESTDIR)$(PREFIX)/lib/pkgconfig/blockwave.pc
 	install -m 644 docs/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1/
 
 ## uninstall: remove what install put there
 uninstall:
 	cd $(DESTDIR)$(PREFIX) && rm -rf include/blockwave lib/libblockwave.a lib/pkgconfig/blockwave.pc \
-	    $(addprefix lib/blockwave/,$(notdir $(PLUGINS))) $(addprefix bin/,$(notdir $(PROGRAMS))) $(addprefix share/man/man1/,$(notdir $(wildcard docs/man/*.1)))
+	    libexec/blockwave lib/blockwave/xrt $(addprefix lib/blockwave/,$(notdir $(PLUGINS))) $(addprefix bin/,$(notdir $(PROGRAMS))) $(addprefix share/man/man1/,$(notdir $(wildcard docs/man/*.1)))
 	rmdir $(DESTDIR)$(PREFIX)/lib/blockwave 2>/dev/null || true
 
 ## format: clang-format every source

@@ -59,6 +59,9 @@ bw_status bw_image_make_resident(bw_device *dev, bw_image *image, bw_error *err)
     memset(&info, 0, sizeof info);
     pthread_mutex_unlock(&dev->lock);
     bw_status status = dev->backend->info(dev->handle, &info, err);
+    if (!status && !info.offers.opcodes)
+        status =
+            bw_fail(err, BW_INCOMPATIBLE, "the device holds no configuration: load a bitstream first (blockwave load)");
     if (!status)
         status = bw_requirements_met(&image->program.needs, &info.offers, err);
     pthread_mutex_lock(&dev->lock);

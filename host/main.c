@@ -32,6 +32,7 @@ static const bw_command programs[] = {
     {"check", "say what of a network would run where", NULL},
     {"serve", "serve packages over gRPC", NULL},
     {"bench-client", "measure a scoring service under load", NULL},
+    {"xrt-emulation", "run a command with emulated cards behind XRT", NULL},
 };
 #define COUNT(a) (sizeof(a) / sizeof *(a))
 
@@ -39,9 +40,9 @@ static void print_help(FILE *f)
 {
     fputs("usage: blockwave COMMAND [OPTION]...\n\n", f);
     for (size_t i = 0; i < COUNT(programs); i++)
-        fprintf(f, "  %-12s %s\n", programs[i].name, programs[i].summary);
+        fprintf(f, "  %-13s %s\n", programs[i].name, programs[i].summary);
     for (size_t i = 0; i < COUNT(builtins); i++)
-        fprintf(f, "  %-12s %s\n", builtins[i].name, builtins[i].summary);
+        fprintf(f, "  %-13s %s\n", builtins[i].name, builtins[i].summary);
     fputs("\n'blockwave COMMAND --help' tells the options of a command. Any program blockwave-X beside this one or in\n"
           "PATH is the command X.\n"
           "\n"

@@ -21,9 +21,13 @@ void bw_lane_free(bw_session *s, bw_lane *lane)
         free(lane->stages[i].out);
     }
     free(lane->stages);
+    for (int i = 0; lane->kept && i < s->plan.value_count; i++)
+        bw_array_free(&lane->kept[i]);
     free(lane->values);
     free(lane->sources);
     free(lane->borrowed);
+    free(lane->kept);
+    free(lane->keeps);
     free(lane);
 }
 
@@ -53,8 +57,10 @@ static bw_status lane_new(bw_session *s, bw_lane **out, bw_error *err)
         lane->values = calloc((size_t)p->value_count, sizeof *lane->values);
         lane->sources = calloc((size_t)p->value_count, sizeof *lane->sources);
         lane->borrowed = calloc((size_t)p->value_count, 1);
+        lane->kept = calloc((size_t)p->value_count, sizeof *lane->kept);
+        lane->keeps = calloc((size_t)p->value_count, 1);
     }
-    if (!lane || !lane->stages || !lane->values || !lane->sources || !lane->borrowed)
+    if (!lane || !lane->stages || !lane->values || !lane->sources || !lane->borrowed || !lane->kept || !lane->keeps)
         status = bw_fail(err, BW_NO_MEMORY, "no memory for a run");
     for (int i = 0; i < p->stage_count && !status; i++) {
         if (p->stages[i].device)
@@ -83,8 +89,12 @@ bw_status bw_lane_take(bw_session *s, bw_lane **lane, bw_error *err)
 
 static void drop_value(bw_lane *lane, int v)
 {
-    if (!lane->borrowed[v])
+    if (lane->keeps[v] && lane->values[v].owned) {
+        bw_array_free(&lane->kept[v]);
+        lane->kept[v] = lane->values[v];
+    } else if (!lane->borrowed[v]) {
         bw_array_free(&lane->values[v]);
+    }
     memset(&lane->values[v], 0, sizeof lane->values[v]);
     lane->sources[v].read = NULL;
     lane->borrowed[v] = 0;
@@ -194,6 +204,20 @@ static bw_status check_inputs(const bw_session *s, const bw_lane *lane, int stag
                            (double)((const float *)a->data)[bad]);
     }
     return BW_OK;
+}
+
+/* A value of a device stage. Its memory is that of the last run where the value has not left the session: fresh pages
+ * would cost more than filling them. */
+static bw_status make_value(bw_lane *lane, int v, int rank, const int64_t *dims, bw_error *err)
+{
+    bw_array *kept = &lane->kept[v];
+    lane->keeps[v] = 1;
+    if (kept->data && kept->rank == rank && memcmp(kept->dims, dims, (size_t)rank * sizeof *dims) == 0) {
+        lane->values[v] = *kept;
+        memset(kept, 0, sizeof *kept);
+        return BW_OK;
+    }
+    return bw_array_alloc(&lane->values[v], BW_F32, rank, dims, err);
 }
 
 static bw_status gather(const bw_session *s, const bw_lane *lane, int stage, int64_t first, uint32_t images,
@@ -308,7 +332,7 @@ static bw_status run_device(bw_session *s, bw_lane *lane, int stage, uint64_t de
         int64_t dims[4];
         memcpy(dims, t->dims, sizeof dims);
         dims[0] = batch;
-        status = bw_array_alloc(&lane->values[t->value], BW_F32, t->rank, dims, err);
+        status = make_value(lane, t->value, t->rank, dims, err);
     }
     for (int64_t first = 0; first < batch && !status;) {
         uint32_t images = batch - first < s->chunk[stage] ? (uint32_t)(batch - first) : s->chunk[stage];

@@ -22,6 +22,8 @@ typedef struct bw_lane {
     bw_array *values;      /* one per value of the plan; zeroed between runs */
     bw_source *sources;    /* one per value: fetched by the stage that reads it, if `read` is set */
     uint8_t *borrowed;     /* values[i].data belongs to the caller */
+    bw_array *kept;        /* memory for values that device stages make; zeroed where a value has it, or none is kept */
+    uint8_t *keeps;        /* values[i] is such a value */
 } bw_lane;
 
 struct bw_session {

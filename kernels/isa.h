@@ -196,6 +196,10 @@ bw_status bw_program_check_constants(const bw_program *program, const void *cons
 /* BW_INCOMPATIBLE, naming the first thing that `device` lacks and both values; BW_OK if it can run. */
 bw_status bw_requirements_met(const bw_requirements *program, const bw_requirements *device, bw_error *err);
 
+/* 1 if every byte of region OUT is surely written by the program; else a device that returns the whole region has to
+ * have what the caller's buffer held before: bytes that no instruction writes stay. 0 also when out of memory. */
+int bw_program_fills_out(const bw_program *program);
+
 /* Units (blocks or elements) per pixel: ceil(channels / block). */
 static inline uint32_t bw_tensor_units(const bw_tensor *t)
 {

@@ -5,6 +5,7 @@
  */
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "kernels/checks.h"
@@ -539,4 +540,40 @@ bw_status bw_program_parse(const void *bytes, size_t size, bw_program *program, 
     program->instructions = instructions;
     program->needs = needs;
     return BW_OK;
+}
+
+/* --- the whole of OUT --------------------------------------------------------------------------------------------- */
+
+typedef struct range {
+    uint64_t from, to;
+} range;
+
+static int by_start(const void *a, const void *b)
+{
+    const range *x = a, *y = b;
+    return x->from < y->from ? -1 : x->from > y->from;
+}
+
+int bw_program_fills_out(const bw_program *program)
+{
+    const uint32_t count = program->header->instruction_count;
+    range *ranges = malloc((2 * (size_t)count + 1) * sizeof *ranges);
+    size_t n = 0;
+    if (!ranges)
+        return 0;
+    for (uint32_t i = 0; i < 2 * count; i++) {
+        const bw_instruction *ins = &program->instructions[i / 2];
+        const bw_tensor *t = i % 2 ? &ins->out1 : &ins->out0;
+        const uint64_t row = (uint64_t)t->width * t->channels, size = row * t->height;
+        if (t->region == BW_REGION_OUT && (t->width == 1 || t->pixel_stride == t->channels) &&
+            (t->height == 1 || t->row_stride == row))
+            ranges[n++] = (range){t->codes, t->codes + size * sizeof(float)};
+    }
+    qsort(ranges, n, sizeof *ranges, by_start);
+    uint64_t end = 0;
+    for (size_t i = 0; i < n && ranges[i].from <= end; i++)
+        if (ranges[i].to > end)
+            end = ranges[i].to;
+    free(ranges);
+    return end >= program->header->out_bytes;
 }

@@ -114,7 +114,7 @@ typedef struct bw_dot_run {
  */
 typedef struct bw_direct {
     size_t pixels, n; /* at least 8 pixels */
-    size_t at_once;   /* pixels that go through all tiles together; a multiple of 8, or all */
+    int all_at_once;  /* each tile for all pixels before the next, else all tiles for some pixels before the next */
     size_t blocks;    /* of the reduction */
     const bw_dot_run *runs;
     size_t run_count;

@@ -93,7 +93,8 @@ static int shape_fits(const bw_fast *engine, const bw_plan *plan)
     if (one_line(plan))
         return area >= LEAST_PIXELS;
     /* Pixels that are done twice at the end of each row must be few. */
-    return width >= LEAST_PIXELS && divide_up(width, LEAST_PIXELS) * LEAST_PIXELS * 4 <= width * 5;
+    const size_t sevens = divide_up(width, 7) * 7, eights = divide_up(width, 8) * 8;
+    return width >= LEAST_PIXELS && (sevens < eights ? sevens : eights) * 8 <= width * 9;
 }
 
 static size_t panel_blocks(const bw_plan *plan, size_t lines)
@@ -235,7 +236,7 @@ static void run_item(void *context, size_t item, unsigned thread)
     /* All weights for some pixels, or some weights for all of them. */
     const size_t constants =
         bw_conv_tiles(ins) * plan->reduction * (256 + bw_dot_sums(plan->is_signed) * sizeof(int32_t));
-    g.at_once = constants <= CACHED ? LEAST_PIXELS : g.pixels;
+    g.all_at_once = constants > CACHED;
     const size_t down = panel_width(ins) * kb * (ins->kernel_y == 1 ? 1 : ins->stride_y);
     for (size_t i = 0; i < (merged ? 1 : lines); i++) {
         g.codes = lies ? bw_view_codes(&plan->in, image, line, 0, 0) : at.codes + i * down * 16;

@@ -30,8 +30,8 @@ static void depthwise_end(const bw_depthwise *d, const side *out, size_t pixels,
         }
         return;
     }
-    const int lower = a->kind != BW_ACT_NONE, upper = a->kind == BW_ACT_CLIP;
-    const vf lo = v_set(upper ? a->lo : 0.0f), hi = v_set(a->hi);
+    const int relu = a->kind == BW_ACT_RELU, clip = a->kind == BW_ACT_CLIP;
+    const vf lo = v_set(a->lo), hi = v_set(a->hi);
     for (size_t done = 0; done < pixels; done += 4) {
         /* Some of the last ones are done twice. */
         const size_t first = pixels < 4 ? 0 : done + 4 > pixels ? pixels - 4 : done, count = pixels < 4 ? pixels : 4;
@@ -39,21 +39,20 @@ static void depthwise_end(const bw_depthwise *d, const side *out, size_t pixels,
 #pragma GCC unroll 4
         for (size_t i = 0; i < 4; i++)
             y[i] = acc[first + (i < count ? i : 0)];
-        if (upper)
+        if (clip)
 #pragma GCC unroll 4
             for (size_t i = 0; i < 4; i++)
-                y[i] = v_min(hi, y[i]);
-        if (lower)
-#pragma GCC unroll 4
-            for (size_t i = 0; i < 4; i++)
-                y[i] = upper ? v_max(lo, y[i]) : v_max(y[i], lo);
+                y[i] = v_max(lo, v_min(hi, y[i]));
         if (left < 16)
 #pragma GCC unroll 4
             for (size_t i = 0; i < 4; i++)
                 y[i] = v_keep(y[i], left);
         uint8_t codes[64];
         int8_t exps[4];
-        write_int(out, 16, 4, 0, y, (spot){codes, exps});
+        if (relu)
+            write_int(out, 16, 4, 1, y, (spot){codes, exps});
+        else
+            write_int(out, 16, 4, 0, y, (spot){codes, exps});
         spot at = moved(to, first * out->code_pixel, first * out->exp_pixel);
         for (size_t i = 0; i < count; i++, at = moved(at, out->code_pixel, out->exp_pixel)) {
             memcpy(at.codes, codes + 16 * i, 16);
@@ -61,12 +60,13 @@ static void depthwise_end(const bw_depthwise *d, const side *out, size_t pixels,
         }
     }
 }
-/* Scale and shift per channel, to blocks: 16 channels of a pixel after the other, four at a time. */
-static void depthwise_scale(const bw_depthwise *d, const side *out)
+/* Scale and shift per channel, to blocks: 16 channels of a pixel after the other, four at a time. Inlined with constant
+ * relu. */
+INLINE void depthwise_scale_as(const bw_depthwise *d, const side *out, const int relu)
 {
     const bw_row_activation *a = d->activation;
-    const int lower = a->kind != BW_ACT_NONE, upper = a->kind == BW_ACT_CLIP;
-    const vf lo = v_set(upper ? a->lo : 0.0f), hi = v_set(a->hi);
+    const int clip = a->kind == BW_ACT_CLIP;
+    const vf lo = v_set(a->lo), hi = v_set(a->hi);
     static const float zeros[4 * V_LANES];
     const size_t blocks = (d->n + 15) / 16, whole = d->n / 16;
     const int dense = out->code_pixel == blocks * 16 && out->exp_pixel == blocks;
@@ -85,8 +85,8 @@ static void depthwise_scale(const bw_depthwise *d, const side *out)
                     from = v_copy_part(some, from, d->n - b * 16);
                 vf v = v_fma(from_vector(d->x_format, from), v_load(d->w + b * 16),
                              v_load(d->bias ? d->bias + b * 16 : zeros));
-                v = upper ? v_min(hi, v) : v;
-                v = upper ? v_max(lo, v) : lower ? v_max(v, lo) : v;
+                if (clip)
+                    v = v_max(lo, v_min(hi, v));
                 y[i] = b == whole ? v_keep(v, d->n - b * 16) : v;
                 to[i] = moved(pixel, b * 16, b);
             }
@@ -96,11 +96,11 @@ static void depthwise_scale(const bw_depthwise *d, const side *out)
             for (size_t i = held; i < 4; i++)
                 y[i] = v_set(0.0f);
             if (held == 4 && (dense || at_once == 4)) {
-                write_int(out, 16, 4, 0, y, to[0]);
+                write_int(out, 16, 4, relu, y, to[0]);
             } else {
                 uint8_t codes[64];
                 int8_t exps[4];
-                write_int(out, 16, 4, 0, y, (spot){codes, exps});
+                write_int(out, 16, 4, relu, y, (spot){codes, exps});
                 for (size_t i = 0; i < held; i++) {
                     memcpy(to[i].codes, codes + 16 * i, 16);
                     to[i].exps[0] = exps[i];
@@ -109,6 +109,14 @@ static void depthwise_scale(const bw_depthwise *d, const side *out)
             held = 0;
         }
     }
+}
+
+static void depthwise_scale(const bw_depthwise *d, const side *out)
+{
+    if (d->activation->kind == BW_ACT_RELU)
+        depthwise_scale_as(d, out, 1);
+    else
+        depthwise_scale_as(d, out, 0);
 }
 
 /* Whether it can. */

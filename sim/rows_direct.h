@@ -7,7 +7,7 @@
  * between pipes.
  */
 
-#define DIRECT_PIXELS 8
+#define DIRECT_PIXELS 8 /* and 7, where rows are a multiple of that */
 
 static void direct_pack(const uint8_t *codes, const int8_t *exps, size_t blocks, int is_signed, uint8_t *out,
                         int32_t *scale)
@@ -40,10 +40,10 @@ INLINE __m512i broadcast_codes(const uint8_t *p)
     return _mm512_set1_epi32(v);
 }
 
-/* The sums of T tiles from tile number t on for DIRECT_PIXELS pixels from `codes`, `scale` on. Inlined with constant T
- * and is_signed. */
-INLINE void direct_sums(const bw_direct *g, const uint8_t *codes, const int32_t *scale, size_t t, const int T,
-                        const int is_signed, vf s[DIRECT_PIXELS][2])
+/* The sums of T tiles from tile number t on for P pixels from `codes`, `scale` on. Inlined with constant P, T and
+ * is_signed. */
+INLINE void direct_sums(const bw_direct *g, const uint8_t *codes, const int32_t *scale, size_t t, const int P,
+                        const int T, const int is_signed, vf s[DIRECT_PIXELS][2])
 {
     const size_t code_step = g->code_step, scale_step = g->scale_step, w_step = g->blocks * 256;
     const size_t q_block = is_signed ? 32 : 16, q_step = g->blocks * q_block;
@@ -53,7 +53,7 @@ INLINE void direct_sums(const bw_direct *g, const uint8_t *codes, const int32_t 
     for (int i = 0; i < T; i++) {
         const vf start = g->bias ? v_load(g->bias + (t + (size_t)i) * 16) : v_set(0.0f);
 #pragma GCC unroll 8
-        for (int p = 0; p < DIRECT_PIXELS; p++)
+        for (int p = 0; p < P; p++)
             s[p][i] = start;
     }
     for (size_t r = 0; r < g->run_count; r++) {
@@ -71,7 +71,7 @@ INLINE void direct_sums(const bw_direct *g, const uint8_t *codes, const int32_t 
                     v[i][k] = _mm512_loadu_si512(w + (size_t)i * w_step + 64 * k);
             }
 #pragma GCC unroll 8
-            for (int p = 0; p < DIRECT_PIXELS; p++) {
+            for (int p = 0; p < P; p++) {
                 __m512i d[2];
 #pragma GCC unroll 2
                 for (int i = 0; i < T; i++)
@@ -98,15 +98,15 @@ typedef struct direct_end {
 } direct_end;
 
 /* Residual, activation, and both outputs. p: number of the first pixel. Inlined with constant T and kinds. */
-INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int T, const int residual,
-                          const int half, const int block, vf s[DIRECT_PIXELS][2])
+INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int P, const int T,
+                          const int residual, const int half, const int block, vf s[DIRECT_PIXELS][2])
 {
     const size_t c = t * 16, left = g->n - c; /* channels from here on */
     const int whole = left >= (size_t)T * 16;
     if (residual) {
         const size_t bytes = to->b.traits->device_bytes;
 #pragma GCC unroll 8
-        for (int i = 0; i < DIRECT_PIXELS; i++)
+        for (int i = 0; i < P; i++)
 #pragma GCC unroll 2
             for (int k = 0; k < T; k++) {
                 const size_t at = p + (size_t)i, from = c + 16 * (size_t)k;
@@ -115,11 +115,13 @@ INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, si
                 s[i][k] += read_vector(&to->b, b, g->n - from);
             }
     }
-    if (g->activation->kind != BW_ACT_NONE) {
+    /* Blocks alone take a ReLU in their stride. */
+    const int relu = g->activation->kind == BW_ACT_RELU && !half;
+    if (g->activation->kind != BW_ACT_NONE && !relu) {
         const int clip = g->activation->kind == BW_ACT_CLIP;
         const vf lo = v_set(clip ? g->activation->lo : 0.0f), hi = v_set(g->activation->hi);
 #pragma GCC unroll 8
-        for (int i = 0; i < DIRECT_PIXELS; i++)
+        for (int i = 0; i < P; i++)
 #pragma GCC unroll 2
             for (int k = 0; k < T; k++)
                 s[i][k] = clip ? v_max(lo, v_min(hi, s[i][k])) : v_max(s[i][k], lo);
@@ -127,7 +129,7 @@ INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, si
     if (half) {
         uint8_t *at = to->half.first.codes + p * to->half.code_pixel + c * 2;
 #pragma GCC unroll 8
-        for (int i = 0; i < DIRECT_PIXELS; i++, at += to->half.code_pixel)
+        for (int i = 0; i < P; i++, at += to->half.code_pixel)
 #pragma GCC unroll 2
             for (int k = 0; k < T; k++) {
                 const vh h = to_fp16(s[i][k]);
@@ -141,18 +143,20 @@ INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, si
     if (block) {
         if (!whole) { /* padding */
 #pragma GCC unroll 8
-            for (int i = 0; i < DIRECT_PIXELS; i++)
+            for (int i = 0; i < P; i++)
                 s[i][T - 1] = v_keep(s[i][T - 1], left - 16 * (size_t)(T - 1));
         }
-        uint8_t *codes = to->block.first.codes + p * to->block.code_pixel + c;
-        int8_t *exps = to->block.first.exps + p * to->block.exp_pixel + t;
 #pragma GCC unroll 4
-        for (int i = 0; i < DIRECT_PIXELS; i += 4 / T) {
-            uint8_t buffer[64];
-            int8_t four[4];
+        for (int next = 0; next < P; next += 4 / T) {
+            const int i = next + 4 / T > P ? P - 4 / T : next; /* some of the last ones are done twice */
+            uint8_t buffer[64], *codes = to->block.first.codes + (p + (size_t)i) * to->block.code_pixel + c;
+            int8_t four[4], *exps = to->block.first.exps + (p + (size_t)i) * to->block.exp_pixel + t;
             const vf y[4] = {s[i][0], T == 2 ? s[i][T - 1] : s[i + 1][0], T == 2 ? s[i + 1][0] : s[i + 2][0],
                              T == 2 ? s[i + 1][T - 1] : s[i + 3][0]};
-            write_int(&to->block, 16, 4, 0, y, (spot){buffer, four});
+            if (relu)
+                write_int(&to->block, 16, 4, 1, y, (spot){buffer, four});
+            else
+                write_int(&to->block, 16, 4, 0, y, (spot){buffer, four});
 #pragma GCC unroll 4
             for (int k = 0; k < 4 / T; k++, codes += to->block.code_pixel, exps += to->block.exp_pixel) {
                 memcpy(codes, buffer + 16 * T * k, 16 * (size_t)T);
@@ -162,34 +166,43 @@ INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, si
     }
 }
 
+/* Inlined with constant P, T and kinds. */
+INLINE void direct_group(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int P, const int T,
+                         const int residual, const int half, const int block)
+{
+    const uint8_t *codes = g->codes + p * g->code_step;
+    const int32_t *scale = g->scale + p * g->scale_step;
+    vf s[DIRECT_PIXELS][2];
+    if (g->is_signed)
+        direct_sums(g, codes, scale, t, P, T, 1, s);
+    else
+        direct_sums(g, codes, scale, t, P, T, 0, s);
+    direct_finish(g, to, p, t, P, T, residual, half, block, s);
+}
+
 /* All pixels, all tiles. */
+INLINE void direct_all(const bw_direct *g, const direct_end *to, const int P, const int residual, const int half,
+                       const int block)
+{
+    const size_t tiles = (g->n + 15) / 16, step = (size_t)P, at_once = g->all_at_once ? g->pixels : step;
+    for (size_t from = 0; from < g->pixels; from += at_once)
+        for (size_t t = 0; t < tiles; t += 2)
+            for (size_t p = from; p < from + at_once && p < g->pixels; p += step) {
+                /* Some of the last ones are done twice. */
+                const size_t at = p + step > g->pixels ? g->pixels - step : p;
+                if (t + 1 < tiles)
+                    direct_group(g, to, at, t, P, 2, residual, half, block);
+                else
+                    direct_group(g, to, at, t, P, 1, residual, half, block);
+            }
+}
+
 INLINE void direct_pixels(const bw_direct *g, const direct_end *to, const int residual, const int half, const int block)
 {
-    const size_t tiles = (g->n + 15) / 16;
-    for (size_t from = 0; from < g->pixels; from += g->at_once) {
-        const size_t end = g->pixels - from < g->at_once ? g->pixels : from + g->at_once;
-        for (size_t t = 0; t < tiles; t += 2)
-            for (size_t p = from; p < end; p += DIRECT_PIXELS) {
-                vf s[DIRECT_PIXELS][2];
-                /* Some of the last ones are done twice. */
-                const size_t at = p + DIRECT_PIXELS > g->pixels ? g->pixels - DIRECT_PIXELS : p;
-                const uint8_t *codes = g->codes + at * g->code_step;
-                const int32_t *scale = g->scale + at * g->scale_step;
-                if (t + 1 < tiles) {
-                    if (g->is_signed)
-                        direct_sums(g, codes, scale, t, 2, 1, s);
-                    else
-                        direct_sums(g, codes, scale, t, 2, 0, s);
-                    direct_finish(g, to, at, t, 2, residual, half, block, s);
-                } else {
-                    if (g->is_signed)
-                        direct_sums(g, codes, scale, t, 1, 1, s);
-                    else
-                        direct_sums(g, codes, scale, t, 1, 0, s);
-                    direct_finish(g, to, at, t, 1, residual, half, block, s);
-                }
-            }
-    }
+    if ((g->pixels + 6) / 7 * 7 < (g->pixels + 7) / 8 * 8)
+        direct_all(g, to, 7, residual, half, block);
+    else
+        direct_all(g, to, 8, residual, half, block);
 }
 
 static void direct(const bw_direct *g)

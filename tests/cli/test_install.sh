@@ -12,7 +12,10 @@ root="$TMPDIR/root"
 make -s install DESTDIR="$root" PREFIX=/usr >"$TMPDIR/log" 2>&1
 check "make install" $?
 missing=
-for f in bin/blockwave bin/blockwave-quantize bin/blockwave-check bin/blockwave-serve bin/blockwave-bench-client lib/libblockwave.a \
+for m in swemu hwemu; do # XRT's emulation, where it was built
+    [ ! -e "$BW_BIN/../lib/xrt/libxrt_$m.so.2" ] || [ -e "$root/usr/lib/blockwave/xrt/libxrt_$m.so.2" ] || missing="$missing libxrt_$m.so.2"
+done
+for f in bin/blockwave-xrt-emulation libexec/blockwave/blockwave-card share/man/man1/blockwave-xrt-emulation.1 bin/blockwave bin/blockwave-quantize bin/blockwave-check bin/blockwave-serve bin/blockwave-bench-client lib/libblockwave.a \
     lib/pkgconfig/blockwave.pc include/blockwave/host/session.h share/man/man1/blockwave.1; do
     [ -e "$root/usr/$f" ] || missing="$missing $f"
 done
@@ -31,6 +34,14 @@ done
 check "the installed command finds its plug-ins (${plugins:- none built})" $?
 "$root/usr/bin/blockwave" quantize host/demo/digits/digits.onnx -o "$TMPDIR/digits.bw" --quiet >"$TMPDIR/log" 2>&1
 check "the installed command finds its programs" $?
+"$root/usr/bin/blockwave-xrt-emulation" run -- "$root/usr/bin/blockwave" devices >"$TMPDIR/log" 2>&1
+code=$?
+if grep -q 'was not built\|xrt: not usable: XRT cannot be loaded' "$TMPDIR/log"; then
+    n=$((n + 1)); echo "ok $n - installed emulation of a card # SKIP $(tail -n 1 "$TMPDIR/log")"
+else
+    [ $code = 0 ] && grep -q '^xrt:0' "$TMPDIR/log"
+    check "installed emulation of a card" $?
+fi
 san=${BW_SAN:+-fsanitize=$BW_SAN}
 flags=$(PKG_CONFIG_PATH="$root/usr/lib/pkgconfig" pkg-config --define-variable=prefix="$root/usr" --cflags --libs --static blockwave 2>"$TMPDIR/log")
 # shellcheck disable=SC2086

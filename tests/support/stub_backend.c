@@ -227,6 +227,7 @@ static bw_status stub_run(void *device, void *image, const void *in, void *out, 
         stub.once = 0;
         stub.action = STUB_COPY;
     }
+    stub.runner = pthread_self();
     stub.runs++;
     bw_status status = act(dev, action, cancel, err);
     if (!status && action != STUB_WEDGE) /* after abort nothing of the caller's is touched */
@@ -270,6 +271,24 @@ const bw_backend stub_backend = {
     .run = stub_run,
     .reset = stub_reset,
     .abort = stub_abort,
+};
+
+const bw_backend sure_backend = {
+    .abi_version = BW_BACKEND_ABI,
+    .struct_size = sizeof(bw_backend),
+    .name = "sure",
+    .enumerate = stub_enumerate,
+    .open = stub_open,
+    .close = stub_close,
+    .info = stub_info,
+    .load_bitstream = stub_load_bitstream,
+    .bitstream_kind = "stub-bits",
+    .image_load = stub_image_load,
+    .image_release = stub_image_release,
+    .run = stub_run,
+    .reset = stub_reset,
+    .abort = stub_abort,
+    .abort_grace_ms = UINT32_MAX,
 };
 
 static struct {

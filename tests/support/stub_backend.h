@@ -7,6 +7,7 @@
 #ifndef BW_TESTS_STUB_BACKEND_H
 #define BW_TESTS_STUB_BACKEND_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "hal/backend.h"
@@ -28,10 +29,13 @@ typedef struct stub_state {
     atomic_ullong memory_bytes; /* 0: not limited */
     atomic_uint formats;
     atomic_int images_most; /* more are BW_NO_MEMORY; 0: not limited */
+    pthread_t runner;       /* the thread of the last run */
 } stub_state;
 
 extern stub_state stub;
 extern const bw_backend stub_backend;
+/* The same, "sure:ANY", whose runs always end (so STUB_WEDGE is not for it). */
+extern const bw_backend sure_backend;
 
 #define STUB_PART      "stub-part"
 #define STUB_INTERFACE "00112233-4455-6677-8899-aabbccddeeff"

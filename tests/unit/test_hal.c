@@ -55,6 +55,19 @@ static int setup(void **state)
     return 0;
 }
 
+/* The same on a device whose runs always end. */
+static int setup_sure(void **state)
+{
+    if (setup(state))
+        return -1;
+    bw_image_release(img);
+    bw_device_close(dev);
+    if (bw_device_open("sure:0", &dev, &err))
+        return -1;
+    img = load(dev);
+    return 0;
+}
+
 static int teardown(void **state)
 {
     (void)state;
@@ -689,11 +702,103 @@ static void wedged_device_is_given_up(void **state)
     stub.loads--;
 }
 
+/* --- runs on their caller's thread -------------------------------------------------------------------------------- */
+
+static void only_a_sure_device_runs_on_the_callers_thread(void **state)
+{
+    (void)state;
+    works();
+    assert_true(pthread_equal(stub.runner, pthread_self()));
+    bw_device *other;
+    assert_ok(bw_device_open("stub:1", &other, &err));
+    bw_image *image = load(other);
+    assert_ok(bw_image_run(image, in, out, 1, 0, &err));
+    assert_false(pthread_equal(stub.runner, pthread_self()));
+    bw_image_release(image);
+    bw_device_close(other);
+    bw_run_times times;
+    stub.action = STUB_SLEEP;
+    stub.sleep_ms = 20;
+    assert_ok(bw_image_run_timed(img, in, out, 1, 0, NULL, &times, &err));
+    assert_true(times.running_ns >= 20 * MS && times.queued_ns < times.running_ns);
+    uint64_t spent[1];
+    assert_is(BW_UNSUPPORTED, bw_image_run_timed(img, in, out, 1, 0, spent, &times, &err));
+    assert_int_equal(times.running_ns, 0);
+}
+
+/* The supervisor has slept on a far deadline when a near one comes, and the other way round. */
+static void deadlines_of_callers_are_kept(void **state)
+{
+    (void)state;
+    uint64_t start = bw_now_ns();
+    assert_ok(bw_image_run(img, in, out, 1, 60000 * MS, &err));
+    stub.sleep_ms = 20000;
+    for (int i = 0; i < 3; i++) {
+        stub.action = STUB_SLEEP;
+        assert_is(BW_TIMEOUT, bw_image_run(img, in, out, 1, 30 * MS, &err));
+        assert_non_null(strstr(err.message, "the run was not over after 30.000 ms"));
+        stub.action = STUB_COPY;
+        assert_ok(bw_image_run(img, in, out, 1, 10 * MS, &err));
+        assert_ok(bw_image_run(img, in, out, 1, 60000 * MS, &err));
+    }
+    assert_int_equal(stub.aborts + stub.resets, 0);
+    /* One that hangs is aborted, and the device works again. */
+    stub.once = 1;
+    stub.action = STUB_HANG;
+    assert_is(BW_TIMEOUT, bw_image_run(img, in, out, 1, 30 * MS, &err));
+    assert_true(stub.aborts > 0);
+    assert_int_equal(stub.resets, 1);
+    works();
+    stub.once = 1;
+    stub.status = BW_DEVICE_FAULT;
+    stub.action = STUB_FAIL;
+    assert_is(BW_DEVICE_FAULT, bw_image_run(img, in, out, 1, 5000 * MS, &err));
+    works();
+    assert_true(bw_now_ns() - start < 15000 * MS);
+}
+
+static void *run_it(void *user)
+{
+    bw_error e;
+    float mine[STUB_FLOATS];
+    *(bw_status *)user = bw_image_run(img, in, mine, 1, 0, &e);
+    return NULL;
+}
+
+/* While a caller runs, others queue behind it, and a reset ends it. */
+static void others_wait_for_the_callers_run(void **state)
+{
+    (void)state;
+    stub.action = STUB_GATE;
+    pthread_t thread;
+    bw_status status = BW_INTERNAL;
+    pthread_create(&thread, NULL, run_it, &status);
+    until(&stub.runs, 1);
+    bw_fence *behind = submit();
+    assert_is(BW_TIMEOUT, bw_image_run(img, in, out, 1, 20 * MS, &err));
+    assert_int_equal(stub.runs, 1);
+    stub.gate = 1;
+    pthread_join(thread, NULL);
+    assert_int_equal(status, BW_OK);
+    assert_ok(bw_fence_wait(behind, 5000 * MS, &err));
+    bw_fence_release(behind);
+    int runs = stub.runs;
+    stub.gate = 0;
+    pthread_create(&thread, NULL, run_it, &status);
+    until(&stub.runs, runs + 1);
+    assert_ok(bw_device_reset(dev, &err));
+    pthread_join(thread, NULL);
+    assert_int_equal(status, BW_DEVICE_FAULT);
+    stub.action = STUB_COPY;
+    works();
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define S(f) cmocka_unit_test_setup_teardown(f, setup_sure, teardown)
 
 int main(void)
 {
-    if (bw_backend_register(&stub_backend, &err)) {
+    if (bw_backend_register(&stub_backend, &err) || bw_backend_register(&sure_backend, &err)) {
         printf("not ok 1 - register: %s\n", err.message);
         return 1;
     }
@@ -718,6 +823,16 @@ int main(void)
         T(death_ends_the_queue),
         T(reset_ends_all_runs),
         T(wedged_device_is_given_up),
+        S(only_a_sure_device_runs_on_the_callers_thread),
+        S(deadlines_of_callers_are_kept),
+        S(others_wait_for_the_callers_run),
+        S(many_threads),
+        S(cancel_while_running),
+        S(fault_resets_the_device),
+        S(hang_is_aborted),
+        S(failed_reset_is_death),
+        S(death_ends_the_queue),
+        S(reset_ends_all_runs),
     };
     return cmocka_run_group_tests_name("hal", tests, NULL, NULL);
 }

@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 #include <pthread.h>
@@ -135,6 +136,34 @@ static void no_queue(void **state)
     bw_scheduler_destroy(s);
 }
 
+/* A thread that does its job itself takes a worker's place, and only one that is free. */
+static void guests_sit_in_workers_places(void **state)
+{
+    (void)state;
+    gate g;
+    open_gate(&g);
+    bw_scheduler *s;
+    unsigned waiting, running;
+    assert_int_equal(bw_scheduler_create(2, 4, 1000, &s, NULL), BW_OK);
+    int guest = bw_scheduler_enter(s);
+    assert_in_range(guest, 0, 1);
+    test_job first = blocking(&g), second = quick(&g);
+    assert_int_equal(bw_scheduler_submit(s, &first.job, NULL), BW_OK);
+    sem_wait(&g.started);
+    assert_int_equal(bw_scheduler_enter(s), -1); /* both are taken */
+    assert_int_equal(bw_scheduler_submit(s, &second.job, NULL), BW_OK);
+    bw_scheduler_load(s, &waiting, &running);
+    assert_int_equal(waiting, 1);
+    assert_int_equal(running, 2);
+    bw_scheduler_leave(s, guest, 1); /* its place is the second's now */
+    for (int i = 0; i < 5000 && !atomic_load(&second.runs); i++)
+        nanosleep(&(struct timespec){0, 1000000}, NULL);
+    assert_int_equal(atomic_load(&second.runs), 1);
+    sem_post(&g.go);
+    bw_scheduler_destroy(s);
+    assert_int_equal(atomic_load(&first.runs), 1);
+}
+
 #define PRODUCERS 4
 #define EACH      500
 
@@ -197,6 +226,7 @@ int main(void)
         cmocka_unit_test(queue_is_bounded_and_in_order),
         cmocka_unit_test(memory_is_bounded),
         cmocka_unit_test(no_queue),
+        cmocka_unit_test(guests_sit_in_workers_places),
         cmocka_unit_test(each_job_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -264,6 +264,85 @@ static void test_batches(void **state)
     bw_session_close(NULL);
 }
 
+/* --- inputs that are fetched -------------------------------------------------------------------------------------- */
+
+typedef struct fetched {
+    const float *values;
+    size_t count, broken_at; /* reading this one fails; SIZE_MAX: none */
+} fetched;
+
+static bw_status fetch(void *user, size_t first, size_t count, float *to, bw_error *e)
+{
+    const fetched *f = user;
+    assert_true(count > 0 && first + count <= f->count);
+    if (f->broken_at >= first && f->broken_at < first + count)
+        return bw_fail(e, BW_INVALID_ARGUMENT, "value %zu cannot be read", f->broken_at);
+    memcpy(to, f->values + first, count * sizeof *to);
+    return BW_OK;
+}
+
+/* The same network three ways: its input read by the CPU stage; by that and the device; by the device alone. */
+static const char *const readers[3][2] = {
+    {"net", "net"},
+    {"\"inputs\":[{\"name\":\"a\"", "\"inputs\":[{\"name\":\"x\""},
+    {"{\"kind\":\"cpu\",\"graph\":\"stage0/graph.json\",\"constants\":\"stage0/constants.bin\","
+     "\"inputs\":[\"x\"],\"outputs\":[\"a\"]},"
+     "{\"kind\":\"device\",\"program\":\"stage1/program.bin\",\"constants\":\"stage1/constants.bin\","
+     "\"inputs\":[{\"name\":\"a\"",
+     "{\"kind\":\"device\",\"program\":\"stage1/program.bin\",\"constants\":\"stage1/constants.bin\","
+     "\"inputs\":[{\"name\":\"x\""},
+};
+
+static void compare_fetched(bw_session *s, int64_t batch)
+{
+    bw_array in = input(batch, 7), described = in, out = {0}, expected = {0};
+    fetched f = {in.data, (size_t)(batch * SAMPLE), SIZE_MAX};
+    bw_source source = {fetch, &f}, none = {0};
+    described.data = NULL;
+    described.bytes = 0;
+    ok(bw_session_run(s, &in, &expected, &(bw_run_options){.sources = &none}, &err));
+    ok(bw_session_run(s, &described, &out, &(bw_run_options){.sources = &source}, &err));
+    assert_int_equal(out.bytes, expected.bytes);
+    assert_memory_equal(out.data, expected.data, out.bytes);
+    bw_array_free(&out);
+    float *values = in.data;
+    values[batch * SAMPLE - 1] = INFINITY;
+    values[SAMPLE - 2] = NAN; /* in the last plane of the first image; one that comes later in the first: */
+    values[SAMPLE - H * W - 1] = NAN;
+    char text[64];
+    snprintf(text, sizeof text, "input 'x': element %d is nan", SAMPLE - H * W - 1);
+    is(BW_NOT_FINITE, bw_session_run(s, &described, &out, &(bw_run_options){.sources = &source}, &err), text);
+    is(BW_NOT_FINITE, bw_session_run(s, &in, &out, NULL, &err), text);
+    f.broken_at = 3;
+    is(BW_INVALID_ARGUMENT, bw_session_run(s, &described, &out, &(bw_run_options){.sources = &source}, &err),
+       "value 3 cannot be read");
+    assert_null(out.data);
+    /* It is none the worse. */
+    bw_array_free(&in);
+    in = input(batch, 7);
+    ok(bw_session_run(s, &in, &out, NULL, &err));
+    assert_memory_equal(out.data, expected.data, out.bytes);
+    bw_array_free(&out);
+    bw_array_free(&in);
+    bw_array_free(&expected);
+}
+
+static void test_sources(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        open_net n;
+        ok(open_edited(-1, "sim:", readers[i][0], readers[i][1], &n.pkg, &n.device, &n.s));
+        for (int64_t batch = 1; batch < 400; batch += 128)
+            compare_fetched(n.s, batch);
+        close_net(&n);
+    }
+    open_net n = open_on(1, "sim:");
+    compare_fetched(n.s, 1);
+    compare_fetched(n.s, 4); /* in pieces */
+    close_net(&n);
+}
+
 static void test_fixed_batch(void **state)
 {
     (void)state;
@@ -613,7 +692,7 @@ int main(void)
         cmocka_unit_test(test_deadlines),       cmocka_unit_test(test_faults),
         cmocka_unit_test(test_threads),         cmocka_unit_test(test_hostile_manifests),
         cmocka_unit_test(test_broken_promises), cmocka_unit_test(test_several_inputs),
-        cmocka_unit_test(test_profile),
+        cmocka_unit_test(test_profile),         cmocka_unit_test(test_sources),
     };
     return cmocka_run_group_tests(tests, make_dir, drop_dir);
 }

@@ -352,43 +352,6 @@ static void want_constants(requests *r, const bw_instruction *ins, bw_cl_op *op,
         want(r, ins->bias, lanes * sizeof(float), &op->bias);
 }
 
-/* --- gaps of OUT -------------------------------------------------------------------------------------------------- */
-
-typedef struct range {
-    uint64_t from, to;
-} range;
-
-static int by_start(const void *a, const void *b)
-{
-    const range *x = a, *y = b;
-    return x->from < y->from ? -1 : x->from > y->from;
-}
-
-/* 1 if some byte of OUT is not surely written: then what the caller's buffer holds goes to the device first. */
-static int has_gaps(const bw_program *program)
-{
-    const uint32_t count = program->header->instruction_count;
-    range *ranges = malloc((2 * (size_t)count + 1) * sizeof *ranges);
-    size_t n = 0;
-    if (!ranges)
-        return 1;
-    for (uint32_t i = 0; i < 2 * count; i++) {
-        const bw_instruction *ins = &program->instructions[i / 2];
-        const bw_tensor *t = i % 2 ? &ins->out1 : &ins->out0;
-        const uint64_t row = (uint64_t)t->width * t->channels, size = row * t->height;
-        if (t->region == BW_REGION_OUT && (t->width == 1 || t->pixel_stride == t->channels) &&
-            (t->height == 1 || t->row_stride == row))
-            ranges[n++] = (range){t->codes, t->codes + size * sizeof(float)};
-    }
-    qsort(ranges, n, sizeof *ranges, by_start);
-    uint64_t end = 0;
-    for (size_t i = 0; i < n && ranges[i].from <= end; i++)
-        if (ranges[i].to > end)
-            end = ranges[i].to;
-    free(ranges);
-    return end < program->header->out_bytes;
-}
-
 /* --- load, release ------------------------------------------------------------------------------------------------ */
 
 static bw_status lower_all(bw_cl_device *dev, bw_cl_image *img, const void *constants, bw_error *err)
@@ -503,7 +466,7 @@ bw_status bw_cl_image_load(void *device, const bw_program *program, const void *
     if (!img)
         return bw_fail(err, BW_NO_MEMORY, "no memory for an image");
     img->program = program;
-    img->out_gaps = has_gaps(program);
+    img->out_gaps = !bw_program_fills_out(program);
     bw_status status = lower_all(dev, img, constants, err);
     img->per_image = h->act_bytes + h->in_bytes + h->out_bytes + img->raw_bytes;
     if (!status)

@@ -1,0 +1,131 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# Emulated cards behind XRT from the outside: the device suite on them, commands on them, what is missing or wrong in one
+# line, and what the helper leaves behind.
+program=$BW_BIN/blockwave
+helper=$BW_BIN/blockwave-xrt-emulation
+. "$BW_TOP/tests/support/tap.sh"
+cd "$work" || exit 1
+if ! "$helper" run -- true 2>"$work/err"; then
+    echo "1..1"
+    echo "ok 1 - emulated cards # SKIP $(head -n 1 "$work/err")"
+    exit 0
+fi
+if [ ! -e "$BW_BIN/../lib/libbw_hal_xrt.so" ]; then
+    echo "1..1"
+    echo "ok 1 - emulated cards # SKIP the plug-in xrt was not built (Debian: libxrt-dev, uuid-dev)"
+    exit 0
+fi
+# XRT leaks in every call: LeakSanitizer has nothing to find there.
+[ -z "${BW_SAN:-}" ] || export BW_XRT_REPLY_MS=3000 ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1
+
+# The suites for all devices, as any other device passes them; and where XRT writes every register by itself (hw_emu).
+suite() { # name, mode, devices
+    name=$1 mode=$2
+    shift 2
+    if [ ! -e "$BW_BIN/../lib/xrt/libxrt_$(echo "$mode" | tr -d _).so.2" ]; then
+        n=$((n + 1))
+        echo "ok $n - $name, $mode # SKIP its library is not installed (Debian: libxrt-dev)"
+        return
+    fi
+    BW_DEVICES="$*" timeout 280 "$helper" run --mode "$mode" --cards 2 -- "$BW_BIN/../tests/conformance/$name" >"$work/out" 2>"$work/err"
+    result $? "$name, $mode, $*"
+}
+suite test_devices sw_emu xrt:0 'xrt:1?scrub=1'
+suite test_instructions sw_emu xrt:0
+suite test_devices hw_emu xrt:0
+suite test_instructions hw_emu xrt:0
+
+# Commands on a card: the same bits as on the simulator.
+digits=$BW_TOP/host/demo/digits
+"$program" quantize "$digits/digits.onnx" -o d.bw --quiet --preprocess "$digits/preprocess.json" --labels "$digits/labels.txt"
+"$program" featurize d.bw --data "$digits/pictures" -o sim.npz >/dev/null 2>"$work/err"
+"$helper" run -- "$program" featurize d.bw --data "$digits/pictures" --device xrt:0 -o xrt.npz >"$work/out" 2>"$work/err"
+cmp sim.npz xrt.npz >>"$work/err" 2>&1
+result $? "featurize on xrt:0 is the simulator's, byte by byte"
+"$helper" run --cards 3 -- "$program" devices >"$work/out" 2>"$work/err"
+[ "$(grep -c '^xrt:[012]$' "$work/out")" = 3 ] && has 'blockwave_emulated_4x16g_1'
+result $? "devices lists three cards"
+"$helper" write a.bwbit && "$helper" write b.bwbit && cmp a.bwbit b.bwbit && "$helper" write a.xclbin
+result $? "write is deterministic"
+"$helper" run -- "$program" load a.bwbit --device xrt:0 >"$work/out" 2>"$work/err" && has '^loaded emulated'
+result $? "load a container"
+"$helper" run -- env BW_XRT_XCLBIN="$work/a.bwbit" "$program" load a.bwbit --device xrt:0 >"$work/out" 2>"$work/err" && has '^already holds'
+result $? "a container named by BW_XRT_XCLBIN is held already"
+
+# The commands of docs/xrt.md that end by themselves.
+cp d.bw model.bw && cp "$digits/pictures/digit-000.png" picture.png
+sed -n 's/^\(blockwave xrt-emulation run -- .*\)/\1/p' "$BW_TOP/docs/xrt.md" >commands
+[ "$(wc -l <commands)" -ge 2 ]
+result $? "docs/xrt.md has commands"
+while read -r command; do
+    PATH="$BW_BIN:$PATH" timeout 60 sh -c "$command" >"$work/out" 2>"$work/err" </dev/null
+    result $? "$command"
+done <commands
+
+# What is wrong is said in one line.
+refuse() { # name, text, command...
+    name=$1 text=$2
+    shift 2
+    timeout 20 "$@" >"$work/out" 2>"$work/err"
+    code=$?
+    [ $code = 1 ] && says "$text"
+    result $? "$name"
+}
+run_xrt="run d.bw $digits/pictures/digit-000.png --device xrt:0"
+# shellcheck disable=SC2086
+{
+    refuse "no such card" 'lists 1 cards, there is no number 3' "$helper" run -- "$program" run d.bw x.png --device xrt:3
+    refuse "no such target" "there is no target 'one'" "$helper" run -- "$program" run d.bw x.png --device xrt:one
+    refuse "no such option" "there is no option 'speed'" "$helper" run -- "$program" run d.bw x.png --device 'xrt:0?speed=9'
+    refuse "no XILINX_XRT" 'XILINX_XRT is not set' "$helper" run -- env -u XILINX_XRT "$program" $run_xrt
+    refuse "no emulation library" 'libxrt_swemu.so.2 is missing' "$helper" run -- env XILINX_XRT=/nowhere "$program" $run_xrt
+    refuse "no USER" 'USER is not set' "$helper" run -- env -u USER "$program" $run_xrt
+    refuse "no emconfig.json" 'emconfig.json' "$helper" run -- env EMCONFIG_PATH=/nowhere "$program" $run_xrt
+    refuse "no model of the card" 'genericpciemodel: No such file' "$helper" run -- env XILINX_VITIS=/nowhere "$program" $run_xrt
+    refuse "no such mode" "XCL_EMULATION_MODE is 'fast'" "$helper" run -- env XCL_EMULATION_MODE=fast "$program" $run_xrt
+    refuse "no xclbin" 'BW_XRT_XCLBIN' "$helper" run -- env BW_XRT_XCLBIN=/nowhere "$program" $run_xrt
+    refuse "not an xclbin" 'it is no xclbin' "$helper" run -- env BW_XRT_XCLBIN="$BW_TOP/LICENSE" "$program" $run_xrt
+    head -c 3000 a.xclbin >cut.xclbin
+    refuse "a cut xclbin" 'it was cut short' "$helper" run -- env BW_XRT_XCLBIN="$work/cut.xclbin" "$program" $run_xrt
+    refuse "not configured" 'holds no configuration' "$helper" run -- env -u BW_XRT_XCLBIN "$program" $run_xrt
+    refuse "no card outside the emulation" 'no PCI device is bound to the driver xocl' "$program" $run_xrt
+    mkdir -p shipped/lib && for f in /usr/lib/*/libxrt_swemu.so.2; do cp "$f" shipped/lib/; done
+    refuse "Debian's own emulation library" 'spoils the memory' "$helper" run -- env XILINX_XRT="$work/shipped" "$program" $run_xrt
+}
+# A card's program that ends at once, or never comes: the load fails, the process does not.
+model=shipped/data/emulation/unified/cpu_em/generic_pcie/model
+mkdir -p "$model" && ln -s /bin/false "$model/genericpciemodel"
+# shellcheck disable=SC2086
+refuse "a card that ends at once" 'cannot be loaded onto card 0' "$helper" run -- env XILINX_VITIS="$work/shipped" "$program" $run_xrt
+printf '#!/bin/sh\nexec sleep 60\n' >"$work/sleeper" && chmod +x "$work/sleeper" && ln -sf "$work/sleeper" "$model/genericpciemodel"
+# shellcheck disable=SC2086
+refuse "a card that never comes" 'cannot be loaded onto card 0' "$helper" run -- env BW_XRT_START_MS=300 XILINX_VITIS="$work/shipped" "$program" $run_xrt
+
+# The helper: exit codes, signals, nothing left.
+"$helper" run -- sh -c 'exit 7'
+[ $? = 7 ]
+result $? "exit code of the command"
+"$helper" run -- no-such-command 2>"$work/err"
+[ $? = 127 ] && says 'no-such-command'
+result $? "command not found"
+for bad in "run" "run --cards 99 -- true" "run --mode fast -- true" "run --faults /nowhere -- true" "write" "write x.txt" "fly"; do
+    # shellcheck disable=SC2086
+    "$helper" $bad >"$work/out" 2>"$work/err"
+    [ $? = 2 ] && says blockwave
+    result $? "usage: $bad"
+done
+"$helper" run -- sh -c 'echo "$XILINX_XRT" >tree; exec sleep 30' &
+pid=$!
+for _ in 1 2 3 4 5 6 7 8 9 10; do [ -s tree ] && break; sleep 0.2; done
+tree=$(dirname "$(cat tree)")
+[ -d "$tree" ] && kill -TERM $pid && wait $pid
+[ $? = 143 ] && [ ! -e "$tree" ]
+result $? "SIGTERM is handed on, and the folder is gone"
+# A command that is killed leaves its card to the helper.
+"$helper" run -- sh -c 'dirname "$XILINX_XRT" >tree; "$0" serve d.bw --device xrt:0 --grpc 127.0.0.1:0 --port-file port & wait_for=$!
+    for i in $(seq 100); do [ -s port ] && break; sleep 0.1; done; kill -9 $wait_for; kill -9 $$' "$program" >"$work/out" 2>"$work/err"
+[ $? = 137 ] && [ -s tree ] && [ ! -e "$(cat tree)" ]
+result $? "a killed command: the folder is gone"
+echo "1..$n"
+exit $fail
