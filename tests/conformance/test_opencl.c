@@ -394,7 +394,7 @@ static void bitstreams_with_a_binary(void **state)
 /* --- runs --------------------------------------------------------------------------------------------------------- */
 
 /* Some seconds of work: a large batch of a program that is small. */
-enum { MANY = 60000 };
+enum { MANY = 10000 };
 
 typedef struct long_run {
     work w;
