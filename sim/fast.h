@@ -144,6 +144,24 @@ typedef struct bw_patch {
     bw_side out;
 } bw_patch;
 
+/*
+ * y[p][c] = x[p][map[c]] for 16-bit codes, 0 where there is no such channel; c < n. The map comes as parts: lanes of 32
+ * channels of y that are found among 64 channels of x.
+ */
+typedef struct bw_gather_part {
+    uint16_t index[32]; /* below 64 */
+    uint32_t lanes;     /* bit i: lane i is one of them */
+    uint32_t from;      /* channel / 64 */
+} bw_gather_part;
+
+typedef struct bw_gather {
+    const uint16_t *x;
+    uint16_t *y;
+    size_t x_pixel, y_pixel, pixels, channels, n; /* channels: of x; reads and writes nothing else */
+    const bw_gather_part *parts;
+    const uint32_t *first; /* those of y's channels 32 i.. are first[i]..first[i + 1] - 1 */
+} bw_gather;
+
 typedef struct bw_rows {
     void (*fused)(const bw_fused *f);
     void (*window)(const bw_window *w);
@@ -151,6 +169,7 @@ typedef struct bw_rows {
     int depthwise_writes;
     /* NULL: the ISA does not have these. */
     void (*patch)(const bw_patch *g);
+    void (*gather)(const bw_gather *g);
     void (*direct)(const bw_direct *g);
     /* (127 + e) << 23 and, unless out is NULL, codes (+ 128 if is_signed) of blocks of 16; codes and exps NULL: of
      * zeros. Writes exactly so much. */
@@ -339,15 +358,17 @@ typedef struct bw_plan {
     size_t part;        /* BW_PANEL_ROWS: reduction blocks of a row at a time */
     size_t most_pixels; /* of an item */
     size_t acc_stride;
-    size_t row;        /* floats of an fp32 row in scratch; not CONV */
-    const float *taps; /* DWCONV: [ky][kx][channels rounded up to 16] */
-    int writes;        /* DWCONV: its kernel writes the results */
-    int flat;          /* DWCONV: rows follow each other as pixels do, in all tensors */
-    size_t span;       /* DWCONV, MAXPOOL: channels made at a time; a multiple of align, or all */
-    size_t rows;       /* fp32 rows made at a time; not CONV */
-    int patches;       /* PATCH: has a kernel of its own */
-    size_t columns;    /* MAXPOOL: columns of the input whose maxima are shared by windows; 0: none are */
-    size_t scratch;    /* bytes per thread */
+    size_t row;                         /* floats of an fp32 row in scratch; not CONV */
+    const float *taps;                  /* DWCONV: [ky][kx][channels rounded up to 16] */
+    int writes;                         /* DWCONV: its kernel writes the results */
+    int flat;                           /* DWCONV: rows follow each other as pixels do, in all tensors */
+    size_t span;                        /* DWCONV, MAXPOOL: channels made at a time; a multiple of align, or all */
+    size_t rows;                        /* fp32 rows made at a time; not CONV */
+    int patches;                        /* PATCH: has a kernel of its own */
+    const bw_gather_part *gather_parts; /* COPY with a map of 16-bit codes: NULL if there is no kernel for it */
+    const uint32_t *gather_first;
+    size_t columns; /* MAXPOOL: columns of the input whose maxima are shared by windows; 0: none are */
+    size_t scratch; /* bytes per thread */
 } bw_plan;
 
 struct bw_fast {

@@ -5,7 +5,8 @@
 
 #include "sim/fast.h"
 
-#define SPAN        128u  /* channels of a DWCONV at a time, where that divides them */
+#define SPAN        128u /* channels of a DWCONV at a time, where that divides them */
+#define GATHERS     64u /* vectors of channels, of the input or the output, that are gathered; more are slow either way */
 #define ROWS_FLOATS 4096u /* of the rows that are made at a time: they stay in the first cache */
 
 bw_side bw_fast_side(const bw_view *v, size_t image, size_t y, size_t x, size_t c0)
@@ -370,6 +371,37 @@ static void run_pools(const job *j, size_t first, size_t end, float *rows)
     }
 }
 
+/* COPY with a map of 16-bit codes: straight to the output if that has the same, else through rows. */
+static void run_gathers(const job *j, size_t first, size_t end, uint16_t *rows)
+{
+    const bw_plan *plan = j->plan;
+    const bw_instruction *ins = plan->ins;
+    const size_t width = ins->out0.width, area = width * ins->out0.height;
+    const int straight = ins->out0.format == ins->in.format && !plan->out[1].tensor && ins->activation == BW_ACT_NONE;
+    bw_gather g = {.x_pixel = ins->in.pixel_stride,
+                   .channels = ins->in.channels,
+                   .n = ins->out0.channels,
+                   .parts = plan->gather_parts,
+                   .first = plan->gather_first};
+    bw_fused f = {.n = g.n, .activation = &plan->activation};
+    for (size_t pixel = first; pixel < end; pixel += g.pixels) {
+        const size_t image = pixel / area, y = pixel % area / width, x = pixel % width;
+        const size_t most = straight || end - pixel < plan->rows ? end - pixel : plan->rows;
+        g.pixels = run_of(plan, pixel, most, plan->adjoin && plan->adjoin_in);
+        g.x = (const uint16_t *)(const void *)bw_view_codes(&plan->in, image, y, x, 0);
+        f.out[0] = bw_fast_side(&plan->out[0], image, y, x, 0);
+        g.y = straight ? (uint16_t *)(void *)f.out[0].codes : rows;
+        g.y_pixel = straight ? ins->out0.pixel_stride : plan->row;
+        j->engine->rows->gather(&g);
+        if (straight)
+            continue;
+        f.pixels = g.pixels;
+        f.a = (bw_side){&plan->in.format, (uint8_t *)rows, NULL, plan->row * sizeof *rows, 0};
+        f.out[1] = bw_fast_side(&plan->out[1], image, y, x, 0);
+        j->engine->rows->fused(&f);
+    }
+}
+
 /* COPY with a map: rows of channels, then the rest. */
 static void run_mapped(const job *j, size_t first, size_t end, float *rows)
 {
@@ -400,6 +432,8 @@ static void run_item(void *context, size_t item, unsigned thread)
         run_patches(j, first, end);
     else if (ins->opcode == BW_OP_PATCH)
         run_patch_rows(j, first, end, rows);
+    else if (j->plan->gather_parts)
+        run_gathers(j, first, end, (uint16_t *)(void *)rows);
     else if (ins->opcode == BW_OP_COPY && ins->flags & BW_FLAG_CHANNEL_MAP)
         run_mapped(j, first, end, rows);
     else if (ins->opcode == BW_OP_ADD || ins->opcode == BW_OP_MUL || ins->opcode == BW_OP_COPY)
@@ -444,9 +478,46 @@ static int plan_depthwise(const bw_fast *engine, bw_plan *plan)
     return 1;
 }
 
+/* A channel map as the ISA's kernel wants it; without a kernel, or memory, the other way stays. */
+static void plan_gather(const bw_fast *engine, bw_plan *plan)
+{
+    const bw_instruction *ins = plan->ins;
+    const int32_t *map = (const int32_t *)(const void *)plan->weights;
+    const size_t outs = (ins->out0.channels + 31) / 32, ins64 = (ins->in.channels + 63) / 64;
+    if (!engine->rows->gather || ins->opcode != BW_OP_COPY || !(ins->flags & BW_FLAG_CHANNEL_MAP) ||
+        plan->in.format.kind != BW_KIND_VECTOR || outs > GATHERS || ins64 > GATHERS)
+        return;
+    const size_t bytes = bw_round_up((outs + 1) * sizeof(uint32_t), 64);
+    plan->own = aligned_alloc(64, bytes + bw_round_up(outs * ins64 * sizeof(bw_gather_part), 64));
+    if (!plan->own)
+        return;
+    uint32_t *first = (uint32_t *)(void *)plan->own;
+    bw_gather_part *parts = (bw_gather_part *)(void *)(plan->own + bytes);
+    uint32_t count = 0;
+    for (size_t o = 0; o < outs; o++) {
+        first[o] = count;
+        for (uint32_t from = 0; from < ins64; from++) {
+            bw_gather_part part = {.from = from};
+            for (size_t i = 0; i < 32 && o * 32 + i < ins->out0.channels; i++) {
+                const int32_t c = map[o * 32 + i];
+                if (c < 0 || (uint32_t)c / 64 != from)
+                    continue;
+                part.index[i] = (uint16_t)(c % 64);
+                part.lanes |= UINT32_C(1) << i;
+            }
+            if (part.lanes)
+                parts[count++] = part;
+        }
+    }
+    first[outs] = count;
+    plan->gather_first = first;
+    plan->gather_parts = parts;
+}
+
 int bw_vector_plan(const bw_fast *engine, bw_plan *plan)
 {
     const bw_instruction *ins = plan->ins;
+    plan_gather(engine, plan);
     plan->patches = patches(engine, plan);
     if (ins->opcode == BW_OP_DWCONV && !plan_depthwise(engine, plan))
         return 0;

@@ -165,12 +165,15 @@ static inline vf v_element_to_float(const uint8_t *p, int magnitude, int most, i
 
 #include "sim/rows_patch.h"
 
+#include "sim/rows_gather.h"
+
 const bw_rows bw_rows_avx512vnni = {
     .fused = fused,
     .window = window,
     .depthwise = depthwise,
     .depthwise_writes = 1,
     .patch = patch,
+    .gather = gather,
     .direct = direct,
     .direct_pack = direct_pack,
 };
