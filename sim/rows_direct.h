@@ -146,9 +146,10 @@ INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, si
             for (int i = 0; i < P; i++)
                 s[i][T - 1] = v_keep(s[i][T - 1], left - 16 * (size_t)(T - 1));
         }
+        const int each = T == 2 ? 2 : 4; /* pixels of 64 values */
 #pragma GCC unroll 4
-        for (int next = 0; next < P; next += 4 / T) {
-            const int i = next + 4 / T > P ? P - 4 / T : next; /* some of the last ones are done twice */
+        for (int next = 0; next < P; next += each) {
+            const int i = next + each > P ? P - each : next; /* some of the last ones are done twice */
             uint8_t buffer[64], *codes = to->block.first.codes + (p + (size_t)i) * to->block.code_pixel + c;
             int8_t four[4], *exps = to->block.first.exps + (p + (size_t)i) * to->block.exp_pixel + t;
             const vf y[4] = {s[i][0], T == 2 ? s[i][T - 1] : s[i + 1][0], T == 2 ? s[i + 1][0] : s[i + 2][0],
@@ -158,7 +159,7 @@ INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, si
             else
                 write_int(&to->block, 16, 4, 0, y, (spot){buffer, four});
 #pragma GCC unroll 4
-            for (int k = 0; k < 4 / T; k++, codes += to->block.code_pixel, exps += to->block.exp_pixel) {
+            for (int k = 0; k < each; k++, codes += to->block.code_pixel, exps += to->block.exp_pixel) {
                 memcpy(codes, buffer + 16 * T * k, 16 * (size_t)T);
                 memcpy(exps, four + T * k, (size_t)T);
             }
