@@ -28,8 +28,8 @@ typedef struct stub_state {
     atomic_int opens, closes, loads, releases, runs, resets, aborts, bitstreams, wedged;
     atomic_ullong memory_bytes; /* 0: not limited */
     atomic_uint formats;
-    atomic_int images_most; /* more are BW_NO_MEMORY; 0: not limited */
-    pthread_t runner;       /* the thread of the last run */
+    atomic_int images_most;    /* more are BW_NO_MEMORY; 0: not limited */
+    _Atomic(pthread_t) runner; /* the thread of the last run, of any device */
 } stub_state;
 
 extern stub_state stub;
