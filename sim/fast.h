@@ -120,7 +120,7 @@ typedef struct bw_direct {
     size_t run_count;
     const uint8_t *codes; /* window of the first pixel */
     size_t code_step;     /* bytes to the next */
-    const int32_t *scale;
+    const int32_t *scale; /* (127 + e) << 23 */
     size_t scale_step;
     int is_signed;         /* the panel has code + 128 */
     const int8_t *weights; /* of all tiles, canonical order */
@@ -171,10 +171,6 @@ typedef struct bw_rows {
     void (*patch)(const bw_patch *g);
     void (*gather)(const bw_gather *g);
     void (*direct)(const bw_direct *g);
-    /* (127 + e) << 23 and, unless out is NULL, codes (+ 128 if is_signed) of blocks of 16; codes and exps NULL: of
-     * zeros. Writes exactly so much. */
-    void (*direct_pack)(const uint8_t *codes, const int8_t *exps, size_t blocks, int is_signed, uint8_t *out,
-                        int32_t *scale);
 } bw_rows;
 
 extern const bw_rows bw_rows_portable, bw_rows_avx2, bw_rows_avx512vnni;

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "sim/fast.h"
+#include "sim/fast_conv.h"
 
 #define LEAST_PIXELS  8u           /* of a kernel call */
 #define ITEM_PIXELS   256u         /* most of an item, unless a row is longer */
@@ -20,12 +20,8 @@
 #define MOST_BLOCKS_4 12u          /* with four vector pipes, whose balance the kernels there keep, even sooner */
 #define MOST_WEIGHTS  (512u << 10) /* bytes of a layer's codes */
 #define CACHED        (24u << 10)  /* weights and their sums that stay in the first cache */
+#define SCALE_BIAS    127          /* the kernel multiplies by 2^ea as a float */
 #define SERIAL_CYCLES 12000u       /* less work than this is not worth a second thread */
-
-static size_t divide_up(size_t a, size_t b)
-{
-    return (a + b - 1) / b;
-}
 
 /* Columns of the input that a row of output pixels reads; all in between too if windows have more than one. */
 static size_t panel_width(const bw_instruction *ins)
@@ -97,14 +93,16 @@ static int shape_fits(const bw_fast *engine, const bw_plan *plan)
 {
     const bw_instruction *ins = plan->ins;
     const size_t tiles = bw_conv_tiles(ins), blocks = bw_conv_blocks(ins);
-    const size_t width = ins->out0.width, area = width * ins->out0.height;
+    const size_t width = ins->out0.width;
     const size_t most = engine->pipes == 2 ? MOST_BLOCKS : MOST_BLOCKS_4;
     if (blocks > most || tiles * blocks * 256 > MOST_WEIGHTS || !groups_fit(plan))
         return 0;
+    /* Lines are cut into even parts: if not all of them are one, half of an item must be enough for a kernel. */
+    const size_t lines = most_lines(plan);
     if (one_line(plan))
-        return area >= LEAST_PIXELS;
+        return (lines == ins->out0.height ? lines : lines / 2) * width >= LEAST_PIXELS;
     /* Pixels that are done twice at the end of each row must be few. */
-    const size_t sevens = divide_up(width, 7) * 7, eights = divide_up(width, 8) * 8;
+    const size_t sevens = bw_divide_up(width, 7) * 7, eights = bw_divide_up(width, 8) * 8;
     return width >= LEAST_PIXELS && (sevens < eights ? sevens : eights) * 8 <= width * 9;
 }
 
@@ -147,22 +145,35 @@ int bw_direct_plan(const bw_fast *engine, bw_plan *plan)
 typedef struct job {
     bw_fast *engine;
     const bw_plan *plan;
-    size_t parts, per_part; /* items of an image, and their lines, at most */
+    size_t parts; /* items of an image, of about as many lines each */
 } job;
 
 /* Where packing has got to. */
 typedef struct panel {
-    uint8_t *codes;
+    uint8_t *codes; /* NULL: they stay where they are */
     int32_t *scale;
 } panel;
 
+/* Blocks of the input, or of zeros (NULL). */
 static void pack(const job *j, panel *to, const uint8_t *codes, const int8_t *exps, size_t blocks)
 {
+    const bw_dot_kernels *dots = j->engine->dots;
+    bw_pack_args args = {.codes = codes,
+                         .exps = exps,
+                         .count = blocks,
+                         .block = 16,
+                         .offset = j->plan->is_signed ? 128 : 0,
+                         .scale_bias = SCALE_BIAS,
+                         .out = to->codes,
+                         .scale = to->scale};
     if (!blocks)
         return;
-    j->engine->rows->direct_pack(codes, exps, blocks, j->plan->is_signed, to->codes, to->scale);
-    if (to->codes)
+    if (to->codes) {
+        dots->pack8(&args);
         to->codes += blocks * 16;
+    } else {
+        dots->scales8(exps, blocks, SCALE_BIAS, to->scale);
+    }
     to->scale += blocks;
 }
 
@@ -223,8 +234,8 @@ static void run_item(void *context, size_t item, unsigned thread)
     const job *j = context;
     const bw_plan *plan = j->plan;
     const bw_instruction *ins = plan->ins;
-    const size_t image = item / j->parts, line = item % j->parts * j->per_part;
-    const size_t lines = ins->out0.height - line < j->per_part ? ins->out0.height - line : j->per_part;
+    const size_t image = item / j->parts, part = item % j->parts, height = ins->out0.height;
+    const size_t line = height * part / j->parts, lines = height * (part + 1) / j->parts - line;
     const size_t width = ins->out0.width, kb = plan->in.units;
     panel at = {.codes = bw_fast_scratch(j->engine, thread)};
     at.scale =
@@ -267,21 +278,14 @@ void bw_direct_run(bw_fast *engine, const bw_plan *plan, uint32_t batch)
     const bw_tensor *out = &plan->ins->out0;
     const size_t threads = bw_pool_threads(engine->pool), width = out->width;
     job j = {.engine = engine, .plan = plan};
-    j.parts = divide_up(out->height, plan->item_rows);
+    j.parts = bw_divide_up(out->height, plan->item_rows);
     const size_t cycles = (size_t)batch * out->height * width * bw_conv_tiles(plan->ins) * (3 * plan->reduction + 8);
     if (threads > 1 && cycles >= SERIAL_CYCLES && batch * j.parts < threads * 2) {
-        const size_t most = one_line(plan) ? width * out->height / LEAST_PIXELS : out->height;
-        j.parts = divide_up(threads * 2, batch);
-        j.parts = j.parts < most ? j.parts : most < 1 ? 1 : most;
-    }
-    j.per_part = divide_up(out->height, j.parts);
-    while (one_line(plan) && j.per_part * width < LEAST_PIXELS)
-        j.per_part++;
-    j.parts = divide_up(out->height, j.per_part);
-    /* The last item may have fewer lines, but not too few pixels. */
-    while (one_line(plan) && (out->height - (j.parts - 1) * j.per_part) * width < LEAST_PIXELS) {
-        j.per_part++;
-        j.parts = divide_up(out->height, j.per_part);
+        /* Still as many pixels to each as a kernel takes. */
+        const size_t least = one_line(plan) ? bw_divide_up(LEAST_PIXELS, width) : 1, most = out->height / least;
+        const size_t wanted = bw_smaller(bw_divide_up(threads * 2, batch), most);
+        if (wanted > j.parts)
+            j.parts = wanted;
     }
     bw_pool_run(engine->pool, batch * j.parts, run_item, &j);
 }

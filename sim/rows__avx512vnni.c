@@ -175,5 +175,4 @@ const bw_rows bw_rows_avx512vnni = {
     .patch = patch,
     .gather = gather,
     .direct = direct,
-    .direct_pack = direct_pack,
 };

@@ -9,30 +9,6 @@
 
 #define DIRECT_PIXELS 8 /* and 7, where rows are a multiple of that */
 
-static void direct_pack(const uint8_t *codes, const int8_t *exps, size_t blocks, int is_signed, uint8_t *out,
-                        int32_t *scale)
-{
-    const __m512i bias = _mm512_set1_epi32(127);
-    for (size_t k = 0; k < blocks; k += 16) {
-        const __mmask16 some = (__mmask16)(blocks - k >= 16 ? 0xFFFF : (1u << (blocks - k)) - 1);
-        __m512i e = bias;
-        if (exps)
-            e = _mm512_add_epi32(e, _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(some, exps + k)));
-        _mm512_mask_storeu_epi32(scale + k, some, _mm512_slli_epi32(e, 23));
-    }
-    if (!out)
-        return;
-    const __m512i offset = _mm512_set1_epi8(is_signed ? (char)0x80 : 0);
-    const size_t n = blocks * 16;
-    size_t i = 0;
-    for (; i + 64 <= n; i += 64)
-        _mm512_storeu_si512(out + i, codes ? _mm512_xor_si512(_mm512_loadu_si512(codes + i), offset) : offset);
-    for (; i < n; i += 16) {
-        const __m128i x = codes ? _mm_loadu_si128((const __m128i *)(const void *)(codes + i)) : _mm_setzero_si128();
-        _mm_storeu_si128((__m128i *)(void *)(out + i), _mm_xor_si128(x, _mm512_castsi512_si128(offset)));
-    }
-}
-
 INLINE __m512i broadcast_codes(const uint8_t *p)
 {
     int32_t v;
