@@ -42,7 +42,7 @@
 #define REQUEST    14
 #define REPLY_MAX  ((size_t)40 << 20)
 #define REPLY_ROOM ((size_t)4096)
-#define FAIR_US    200 /* between looks at a command that takes its time */
+#define FAIR_US    200 /* between looks at a command that takes milliseconds */
 #define SPIN_US    50  /* most replies are here before a thread could sleep and wake up */
 
 enum {
@@ -284,9 +284,13 @@ int __wrap_usleep(unsigned us)
     static __thread unsigned requests_before, news_before;
     static __thread int64_t last_ms;
     if (requests != requests_before) { /* a command is under way: the card makes it wait while it works on it */
-        /* Else it would take its lock again before whoever waits for it wakes up, to abort the command for example. */
+        /* Whoever waits for the lock of a slow command, to abort it for example, would not wake up in time to get it.
+         */
         const int64_t now = now_ms();
-        __real_usleep(now == last_ms || us > FAIR_US ? us : FAIR_US);
+        if (now == last_ms)
+            __real_usleep(us);
+        else if (now > last_ms + 1)
+            __real_usleep(FAIR_US);
         last_ms = now;
         requests_before = requests;
         if (last_link) {
