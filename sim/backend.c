@@ -3,8 +3,8 @@
  * The `sim` HAL backend: devices in this process, zero copy (constants, inputs and outputs are used in place).
  *
  * Targets: "" or "fast" (fast engine, everything the ISA knows), "reference" (the same on the reference interpreter),
- * "u250" (what a configuration for that card offers). Options, see docs/hal.md: threads, isa, engine, and for tests
- * delay, fault, reset.
+ * "u250" (what a configuration for that card offers). Options, see docs/hal.md: threads, isa, engine, scrub, and for
+ * tests delay, fault, reset.
  */
 #include <jansson.h>
 #include <pthread.h>
@@ -18,6 +18,7 @@
 #include "hal/backend.h"
 #include "hal/base.h"
 #include "hal/bitstream.h"
+#include "kernels/accelerator.h"
 #include "sim/sim.h"
 
 #define FAULTS_MAX 16
@@ -59,13 +60,31 @@ static const sim_arch archs[] = {
 static const char sim_interface[] = "3c0e5a52-7d0f-4c11-9a57-51a0b10c0001";
 static const char u250_interface[] = "3c0e5a52-7d0f-4c11-9a57-51a0b10c0250";
 
-typedef enum fault_kind { FAULT_ERROR, FAULT_HANG, FAULT_LOST, FAULT_NO_MEMORY } fault_kind;
+typedef enum fault_kind {
+    FAULT_ERROR,
+    FAULT_DMA,
+    FAULT_ECC,
+    FAULT_HANG,
+    FAULT_LOST,
+    FAULT_NO_MEMORY,
+    FAULT_FLIP,
+    FAULT_UUID,
+    FAULT_KINDS
+} fault_kind;
+
+static const char *const fault_names[FAULT_KINDS] = {"error", "dma", "ecc", "hang", "lost", "nomem", "flip", "uuid"};
+
+/* What a device holds that came up with the bitstream of somebody else. */
+static const char foreign_bitstream[] = "ffffffff-0000-4000-8000-000000000000";
 
 typedef struct sim_device {
     int reference;
     bw_fast_options fast;
     unsigned delay_ms;
     int reset_fails;
+    int foreign;    /* the next reset finds a bitstream that nobody loaded */
+    unsigned scrub; /* sums of constants are compared before every so-manieth run of an image; 0: never */
+    int own_memory; /* images have a copy of the constants, in which bits are to be turned */
     unsigned fault_count;
     struct {
         fault_kind kind;
@@ -81,6 +100,9 @@ typedef struct sim_device {
 typedef struct sim_image {
     const bw_program *program;
     const void *constants;
+    uint8_t *own;    /* the constants, where the device has memory of its own; else NULL */
+    uint64_t sum;    /* of the constants, as they were loaded; with scrub */
+    uint64_t runs;   /* since it was loaded */
     bw_fast *engine; /* NULL on the reference interpreter */
 } sim_image;
 
@@ -198,22 +220,23 @@ static bw_status isa_option(sim_device *dev, const char *value, bw_error *err)
 /* "hang@3": what happens in the third run since open. */
 static bw_status fault_option(sim_device *dev, const char *value, bw_error *err)
 {
-    static const char *const kinds[] = {"error", "hang", "lost", "nomem"};
     const char *at = strchr(value, '@');
     if (dev->fault_count == FAULTS_MAX)
         return bw_fail(err, BW_EXHAUSTED, "option fault: more than %d faults", FAULTS_MAX);
-    for (int k = 0; at && k < 4; k++) {
-        if (strlen(kinds[k]) != (size_t)(at - value) || strncmp(kinds[k], value, (size_t)(at - value)) != 0)
+    for (int k = 0; at && k < FAULT_KINDS; k++) {
+        if (strlen(fault_names[k]) != (size_t)(at - value) || strncmp(fault_names[k], value, (size_t)(at - value)) != 0)
             continue;
         unsigned long run;
         bw_status status = number("fault", at + 1, 1, 1000000000, &run, err);
         if (!status) {
             dev->faults[dev->fault_count].kind = (fault_kind)k;
             dev->faults[dev->fault_count++].run = run;
+            dev->own_memory |= k == FAULT_FLIP;
         }
         return status;
     }
-    return bw_fail(err, BW_INVALID_ARGUMENT, "option fault is '%s', expected error@N, hang@N, lost@N or nomem@N",
+    return bw_fail(err, BW_INVALID_ARGUMENT,
+                   "option fault is '%s', expected error@N, dma@N, ecc@N, hang@N, lost@N, nomem@N, flip@N or uuid@N",
                    value);
 }
 
@@ -236,13 +259,17 @@ static bw_status option(const char *key, const char *value, void *user, bw_error
         dev->delay_ms = (unsigned)n;
     } else if (strcmp(key, "fault") == 0) {
         status = fault_option(dev, value, err);
+    } else if (strcmp(key, "scrub") == 0) {
+        status = number(key, value, 0, 1000000000, &n, err);
+        dev->scrub = (unsigned)n;
     } else if (strcmp(key, "reset") == 0) {
         dev->reset_fails = strcmp(value, "fail") == 0;
         if (!dev->reset_fails && strcmp(value, "ok") != 0)
             status = bw_fail(err, BW_INVALID_ARGUMENT, "option reset is '%s', expected ok or fail", value);
     } else {
-        status = bw_fail(err, BW_INVALID_ARGUMENT,
-                         "there is no option '%s', expected one of threads, isa, engine, delay, fault, reset", key);
+        status =
+            bw_fail(err, BW_INVALID_ARGUMENT,
+                    "there is no option '%s', expected one of threads, isa, engine, scrub, delay, fault, reset", key);
     }
     return status;
 }
@@ -358,31 +385,57 @@ bw_status bw_sim_write_bitstream(const char *target, const char *path, bw_error 
 
 /* --- images, runs ----------------------------------------------------------------------------------------------- */
 
-static bw_status sim_image_load(void *device, const bw_program *program, const void *constants, void **image,
-                                bw_error *err)
-{
-    sim_device *dev = device;
-    sim_image *made = calloc(1, sizeof *made);
-    if (!made)
-        return bw_fail(err, BW_NO_MEMORY, "no memory for an image");
-    made->program = program;
-    made->constants = constants;
-    bw_status status = dev->reference ? BW_OK : bw_fast_create(program, constants, &dev->fast, &made->engine, err);
-    if (status) {
-        free(made);
-        return status;
-    }
-    *image = made;
-    return BW_OK;
-}
-
 static void sim_image_release(void *device, void *image)
 {
     (void)device;
     sim_image *img = image;
     if (img->engine)
         bw_fast_destroy(img->engine);
+    free(img->own);
     free(img);
+}
+
+static bw_status sim_image_load(void *device, const bw_program *program, const void *constants, void **image,
+                                bw_error *err)
+{
+    sim_device *dev = device;
+    const size_t bytes = program->header->const_bytes;
+    sim_image *made = calloc(1, sizeof *made);
+    if (!made)
+        return bw_fail(err, BW_NO_MEMORY, "no memory for an image");
+    made->program = program;
+    made->constants = constants;
+    if (dev->own_memory && bytes) {
+        made->own = aligned_alloc(64, (bytes + 63) / 64 * 64);
+        if (!made->own) {
+            sim_image_release(dev, made);
+            return bw_fail(err, BW_NO_MEMORY, "no memory for %zu bytes of constants", bytes);
+        }
+        made->constants = memcpy(made->own, constants, bytes);
+    }
+    if (dev->scrub)
+        made->sum = bw_accel_checksum(made->constants, bytes);
+    bw_status status =
+        dev->reference ? BW_OK : bw_fast_create(program, made->constants, &dev->fast, &made->engine, err);
+    if (status) {
+        sim_image_release(dev, made);
+        return status;
+    }
+    *image = made;
+    return BW_OK;
+}
+
+/* What lies in the device's memory is what was loaded. */
+static bw_status scrub(const sim_device *dev, sim_image *img, bw_error *err)
+{
+    if (!dev->scrub || ++img->runs % dev->scrub)
+        return BW_OK;
+    const uint64_t sum = bw_accel_checksum(img->constants, img->program->header->const_bytes);
+    if (sum != img->sum)
+        return bw_fail(err, BW_DEVICE_FAULT,
+                       "the constants in the device's memory changed: sum %016llx, expected %016llx",
+                       (unsigned long long)sum, (unsigned long long)img->sum);
+    return BW_OK;
 }
 
 /* Waits, 1 ms at a time: for ever with ms UINT32_MAX. A hang looks at abort alone, as hung hardware would. */
@@ -399,24 +452,38 @@ static bw_status stall(sim_device *dev, uint32_t ms, const atomic_int *cancel, b
     return BW_OK;
 }
 
-static bw_status inject(sim_device *dev, bw_error *err)
+static bw_status inject(sim_device *dev, sim_image *img, bw_error *err)
 {
+    const unsigned long long run = dev->runs;
     for (unsigned i = 0; i < dev->fault_count; i++) {
         if (dev->faults[i].run != dev->runs)
             continue;
         switch (dev->faults[i].kind) {
         case FAULT_ERROR:
-            return bw_fail(err, BW_DEVICE_FAULT, "injected fault in run %llu", (unsigned long long)dev->runs);
+            return bw_fail(err, BW_DEVICE_FAULT, "injected fault in run %llu", run);
+        case FAULT_DMA:
+            return bw_fail(err, BW_DEVICE_FAULT, "injected error of a transfer in run %llu", run);
+        case FAULT_ECC:
+            return bw_fail(err, BW_DEVICE_FAULT, "injected uncorrectable memory error in run %llu", run);
         case FAULT_HANG:
             return stall(dev, UINT32_MAX, NULL, err);
         case FAULT_LOST:
             dev->reset_fails = 1;
-            return bw_fail(err, BW_DEVICE_LOST, "injected loss in run %llu", (unsigned long long)dev->runs);
+            return bw_fail(err, BW_DEVICE_LOST, "injected loss in run %llu", run);
         case FAULT_NO_MEMORY:
-            return bw_fail(err, BW_NO_MEMORY, "injected lack of memory in run %llu", (unsigned long long)dev->runs);
+            return bw_fail(err, BW_NO_MEMORY, "injected lack of memory in run %llu", run);
+        case FAULT_FLIP:
+            if (img->own)
+                img->own[img->program->header->const_bytes / 2] ^= 1;
+            break;
+        case FAULT_UUID:
+            dev->foreign = 1;
+            return bw_fail(err, BW_DEVICE_FAULT, "injected fault in run %llu", run);
+        case FAULT_KINDS:
+            break;
         }
     }
-    return BW_OK;
+    return scrub(dev, img, err);
 }
 
 static bw_status sim_run_timed(void *device, void *image, const void *in, void *out, uint32_t batch,
@@ -429,7 +496,7 @@ static bw_status sim_run_timed(void *device, void *image, const void *in, void *
                        "the reference interpreter does not time instructions: take a device of the fast engine (sim:)");
     atomic_store(&dev->aborted, 0);
     dev->runs++;
-    bw_status status = inject(dev, err);
+    bw_status status = inject(dev, img, err);
     if (!status && dev->delay_ms)
         status = stall(dev, dev->delay_ms, cancel, err);
     if (status)
@@ -455,6 +522,11 @@ static bw_status sim_run(void *device, void *image, const void *in, void *out, u
 static bw_status sim_reset(void *device, bw_error *err)
 {
     sim_device *dev = device;
+    if (dev->foreign) { /* another reset is another chance */
+        dev->foreign = 0;
+        return bw_fail(err, BW_DEVICE_LOST, "after the reset the device holds bitstream %s, expected %s",
+                       foreign_bitstream, dev->bitstream[0] ? dev->bitstream : "none");
+    }
     return dev->reset_fails ? bw_fail(err, BW_DEVICE_LOST, "injected failure of the reset") : BW_OK;
 }
 

@@ -134,6 +134,7 @@ static void options_are_checked(void **state)
         {"sim:?fault=hang", "expected error@N", BW_INVALID_ARGUMENT},
         {"sim:?fault=burn@1", "'burn@1'", BW_INVALID_ARGUMENT},
         {"sim:?fault=hang@0", "1..1000000000", BW_INVALID_ARGUMENT},
+        {"sim:?scrub=-1", "expected a number in 0..1000000000", BW_INVALID_ARGUMENT},
         {"sim:?reset=maybe", "expected ok or fail", BW_INVALID_ARGUMENT},
         {"sim:?colour=red", "there is no option 'colour'", BW_INVALID_ARGUMENT},
         {"sim:u250?threads", "KEY=VALUE", BW_INVALID_ARGUMENT},
@@ -323,6 +324,12 @@ static void peaks_are_measured(void **state)
 
 /* --- faults ----------------------------------------------------------------------------------------------------- */
 
+static void wait_for_reset(bw_device *dev)
+{
+    for (int k = 0; info(dev).health == BW_HEALTH_RESETTING && k < 1000; k++)
+        usleep(1000);
+}
+
 static void injected_faults(void **state)
 {
     (void)state;
@@ -338,9 +345,7 @@ static void injected_faults(void **state)
         assert_true(bw_now_ns() - start < 2000 * MS);
         if (!status)
             assert_memory_equal(w.out, w.expected, w.bytes);
-        /* A run may be queued before the reset is over; the state settles at once. */
-        for (int k = 0; info(dev).health == BW_HEALTH_RESETTING && k < 1000; k++)
-            usleep(1000);
+        wait_for_reset(dev); /* a run may be queued before it is over; the state settles at once */
         assert_int_equal(info(dev).health, BW_HEALTH_OK);
     }
     assert_int_equal(info(dev).faults, 2);
@@ -356,6 +361,79 @@ static void injected_faults(void **state)
     assert_ok(load(dev, &w, &image));
     assert_ok(run(image, &w, 0));
     assert_int_equal(info(dev).runs, 1);
+    bw_image_release(image);
+    bw_device_close(dev);
+    free_work(&w);
+}
+
+/* A transfer and a memory that fail, and a bit that turns: found before it spoils a result. */
+static void faults_of_memory(void **state)
+{
+    (void)state;
+    static const char *const engines[] = {"fast", "reference"};
+    for (unsigned e = 0; e < sizeof engines / sizeof *engines; e++) {
+        bw_device *dev;
+        bw_image *image;
+        char uri[120];
+        work w = make_work(7, 0, 0);
+        assert_true(w.c.constants_size > 0);
+        snprintf(uri, sizeof uri, "sim:?engine=%s&threads=1&scrub=1&fault=dma@2&fault=ecc@4&fault=flip@6", engines[e]);
+        assert_ok(bw_device_open(uri, &dev, &err));
+        assert_ok(load(dev, &w, &image));
+        for (int i = 1; i <= 8; i++) {
+            assert_is(i == 2 || i == 4 || i == 6 ? BW_DEVICE_FAULT : BW_OK, run(image, &w, 0));
+            if (i % 2)
+                assert_memory_equal(w.out, w.expected, w.bytes);
+            else if (i < 8)
+                assert_text(i == 2 ? "transfer" : i == 4 ? "memory error" : "constants in the device's memory changed");
+            wait_for_reset(dev);
+            assert_int_equal(info(dev).health, BW_HEALTH_OK);
+        }
+        assert_int_equal(info(dev).faults, 3);
+        assert_int_equal(info(dev).resets, 3);
+        bw_image_release(image);
+        bw_device_close(dev);
+        free_work(&w);
+    }
+}
+
+/* The bit turns in run 1; the sum is looked at before every third run. */
+static void scrub_comes_every_so_often(void **state)
+{
+    (void)state;
+    bw_device *dev;
+    bw_image *image;
+    work w = make_work(7, 0, 0);
+    assert_ok(bw_device_open("sim:?threads=1&scrub=3&fault=flip@1", &dev, &err));
+    assert_ok(load(dev, &w, &image));
+    for (int i = 1; i <= 6; i++) {
+        assert_is(i == 3 ? BW_DEVICE_FAULT : BW_OK, run(image, &w, 0));
+        wait_for_reset(dev);
+        if (i > 3)
+            assert_memory_equal(w.out, w.expected, w.bytes);
+    }
+    bw_image_release(image);
+    bw_device_close(dev);
+    free_work(&w);
+}
+
+static void another_bitstream_after_reset_is_death(void **state)
+{
+    (void)state;
+    bw_device *dev;
+    bw_image *image;
+    work w = make_work(7, 0, 0);
+    assert_ok(bw_device_open("sim:?threads=1&fault=uuid@2", &dev, &err));
+    assert_ok(load(dev, &w, &image));
+    assert_ok(run(image, &w, 0));
+    assert_is(BW_DEVICE_FAULT, run(image, &w, 0));
+    wait_for_reset(dev);
+    assert_int_equal(info(dev).health, BW_HEALTH_DEAD);
+    assert_is(BW_DEVICE_LOST, run(image, &w, 0));
+    /* Its next reset finds what belongs there. */
+    assert_ok(bw_device_reset(dev, &err));
+    assert_ok(run(image, &w, 0));
+    assert_memory_equal(w.out, w.expected, w.bytes);
     bw_image_release(image);
     bw_device_close(dev);
     free_work(&w);
@@ -626,6 +704,9 @@ int main(void)
         cmocka_unit_test(the_reference_does_not_time),
         cmocka_unit_test(peaks_are_measured),
         cmocka_unit_test(injected_faults),
+        cmocka_unit_test(faults_of_memory),
+        cmocka_unit_test(scrub_comes_every_so_often),
+        cmocka_unit_test(another_bitstream_after_reset_is_death),
         cmocka_unit_test(hang_without_reset_is_death),
         cmocka_unit_test(slow_runs_are_cancelled),
         cmocka_unit_test(deadlines_follow_each_other),
