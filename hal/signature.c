@@ -270,3 +270,20 @@ bw_status bw_signature_verify(const void *bytes, size_t size, const bw_trust *tr
         id[0], id[1], id[2], id[3], id[4], id[5], id[6], id[7], count > 1 ? " and others" : "", trust->count,
         trust->directory);
 }
+
+bw_status bw_signature_check(const void *bytes, size_t size, const char *directory, int required,
+                             char signer[BW_SIGNER_NAME], bw_error *err)
+{
+    bw_trust *trust = NULL;
+    *signer = 0;
+    if (!directory && required)
+        return bw_fail(err, BW_INVALID_ARGUMENT,
+                       "--require-signed needs keys to trust: give --trust DIR, or set BW_TRUST_DIR");
+    if (!directory)
+        return BW_OK;
+    bw_status status = bw_trust_open(directory, &trust, err);
+    if (!status && (required || bw_signature_count(bytes, size)))
+        status = bw_signature_verify(bytes, size, trust, signer, err);
+    bw_trust_close(trust);
+    return status;
+}

@@ -52,4 +52,12 @@ void bw_trust_close(bw_trust *trust); /* NULL is allowed */
 bw_status bw_signature_verify(const void *bytes, size_t size, const bw_trust *trust, char signer[BW_SIGNER_NAME],
                               bw_error *err);
 
+/*
+ * The rule of whoever loads files: without a directory of keys signatures do not matter, and signer is ""; with one, a
+ * signed file must be signed by a key in it, and an unsigned one is refused if `required`. BW_INVALID_ARGUMENT:
+ * required without a directory. Else as bw_trust_open and bw_signature_verify.
+ */
+bw_status bw_signature_check(const void *bytes, size_t size, const char *directory, int required,
+                             char signer[BW_SIGNER_NAME], bw_error *err);
+
 #endif

@@ -20,24 +20,6 @@ static const char load_help[] =
     "  --require-signed   refuse a file that is not signed\n"
     "  -h, --help\n";
 
-/* BW_OK and a signer; or BW_OK and "" if signatures do not matter, or are not there and need not be. */
-static bw_status check_signature(const void *bytes, size_t size, const char *directory, int required,
-                                 char signer[BW_SIGNER_NAME], bw_error *err)
-{
-    bw_trust *trust = NULL;
-    *signer = 0;
-    if (!directory && required)
-        return bw_fail(err, BW_INVALID_ARGUMENT,
-                       "--require-signed needs keys to trust: give --trust DIR, or set BW_TRUST_DIR");
-    if (!directory)
-        return BW_OK;
-    bw_status status = bw_trust_open(directory, &trust, err);
-    if (!status && (required || bw_signature_count(bytes, size)))
-        status = bw_signature_verify(bytes, size, trust, signer, err);
-    bw_trust_close(trust);
-    return status;
-}
-
 int bw_cmd_load(int argc, char **argv)
 {
     static const struct option options[] = {{"device", required_argument, NULL, 'd'},
@@ -72,7 +54,7 @@ int bw_cmd_load(int argc, char **argv)
     bw_device_info before, after;
     bw_status status = b ? bw_file_map(path, &bytes, &size, &err) : bw_fail(&err, BW_NO_MEMORY, "no memory");
     if (!status) {
-        status = check_signature(bytes, size, trust, required, signer, &err);
+        status = bw_signature_check(bytes, size, trust, required, signer, &err);
         if (!status)
             status = bw_bitstream_parse(bytes, size, b, &err);
         if (status)

@@ -16,7 +16,8 @@
 #include "service/server.h"
 #include "sim/sim.h"
 
-#define DEVICES_MAX 64
+#define DEVICES_MAX    64
+#define BITSTREAMS_MAX 64
 
 static const char usage[] =
     "usage: blockwave serve MODEL.bw... | --models DIR [options]\n"
@@ -25,6 +26,9 @@ static const char usage[] =
     "\n"
     "  --models DIR           serve every *.bw in DIR\n"
     "  --device URI           run on this device; may be repeated (default sim:)\n"
+    "  --bitstream FILE[@URI] configure this device first, or every one of the file's part; may be repeated\n"
+    "  --trust DIR            public keys (*.pem) that may sign bitstreams (default: the environment BW_TRUST_DIR)\n"
+    "  --require-signed       refuse bitstreams that are not signed\n"
     "  --device-memory SIZE   what the models may take on each device, e.g. 800M or 4G; those not used for longest "
     "make\n"
     "                         way for others (default: the device's memory)\n"
@@ -80,13 +84,16 @@ static int wait_signal(void)
 typedef struct arguments {
     bw_server_options server;
     const char *port_file;
-    const char *devices[DEVICES_MAX];
+    const char *devices[DEVICES_MAX], *bitstreams[BITSTREAMS_MAX];
     int quiet, done;
 } arguments;
 
 enum {
     OPT_MODELS = 256,
     OPT_DEVICE,
+    OPT_BITSTREAM,
+    OPT_TRUST,
+    OPT_REQUIRE_SIGNED,
     OPT_DEVICE_MEMORY,
     OPT_GRPC,
     OPT_PORT_FILE,
@@ -107,6 +114,9 @@ enum {
 static const struct option options[] = {
     {"models", required_argument, NULL, OPT_MODELS},
     {"device", required_argument, NULL, OPT_DEVICE},
+    {"bitstream", required_argument, NULL, OPT_BITSTREAM},
+    {"trust", required_argument, NULL, OPT_TRUST},
+    {"require-signed", no_argument, NULL, OPT_REQUIRE_SIGNED},
     {"device-memory", required_argument, NULL, OPT_DEVICE_MEMORY},
     {"grpc", required_argument, NULL, OPT_GRPC},
     {"port-file", required_argument, NULL, OPT_PORT_FILE},
@@ -169,6 +179,18 @@ static int set_option(arguments *a, int opt)
         s->devices = a->devices;
         a->devices[s->device_count++] = optarg;
         return 0;
+    case OPT_BITSTREAM:
+        if (s->bitstream_count == BITSTREAMS_MAX)
+            return bw_cli_usage("serve", "more than %d bitstreams", BITSTREAMS_MAX);
+        s->bitstreams = a->bitstreams;
+        a->bitstreams[s->bitstream_count++] = optarg;
+        return 0;
+    case OPT_TRUST:
+        s->trust_dir = optarg;
+        return 0;
+    case OPT_REQUIRE_SIGNED:
+        s->require_signed = 1;
+        return 0;
     case OPT_DEVICE_MEMORY:
         return set_size(&s->device_memory, "device-memory", optarg);
     case OPT_GRPC:
@@ -216,6 +238,8 @@ static int set_option(arguments *a, int opt)
 static int parse(arguments *a, int argc, char **argv)
 {
     bw_server_defaults(&a->server);
+    const char *trust = getenv("BW_TRUST_DIR");
+    a->server.trust_dir = trust && *trust ? trust : NULL;
     opterr = 0;
     for (int opt; !a->done && (opt = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
         if (opt == ':')
@@ -228,6 +252,8 @@ static int parse(arguments *a, int argc, char **argv)
     }
     a->server.packages = (const char *const *)(argv + optind);
     a->server.package_count = (size_t)(argc - optind);
+    if (!a->done && a->server.require_signed && !a->server.bitstream_count)
+        return bw_cli_usage("serve", "--require-signed without --bitstream: there is no file to verify");
     if (!a->done && !a->server.package_count && !a->server.models_dir)
         return bw_cli_usage("serve", "no model given: name packages (*.bw), or a directory with --models");
     return 0;

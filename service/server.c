@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "hal/base.h"
+#include "service/bitstream.h"
 #include "service/grpc_transport.h"
 #include "service/health.h"
 #include "service/kserve.h"
@@ -222,6 +223,8 @@ bw_status bw_server_load(bw_server *s, const bw_server_options *o, int (*interru
                          bw_error *err)
 {
     bw_status status = open_devices(s, o, err);
+    for (size_t i = 0; i < o->bitstream_count && !status; i++)
+        status = bw_bitstream_load(o->bitstreams[i], o->trust_dir, o->require_signed, s->devices, s->device_count, err);
     for (size_t i = 0; i < o->package_count && !status; i++) {
         if (interrupted && interrupted(user))
             status = bw_fail(err, BW_CANCELLED, "interrupted while loading");

@@ -22,7 +22,11 @@ typedef struct bw_server_options {
     const char *models_dir; /* every *.bw in it; NULL: none */
     const char *const *devices;
     size_t device_count;
-    uint64_t device_memory; /* budget of each device, bytes; 0: its memory */
+    uint64_t device_memory;        /* budget of each device, bytes; 0: its memory */
+    const char *const *bitstreams; /* FILE or FILE@DEVICE, as bw_server_bitstream splits them */
+    size_t bitstream_count;
+    const char *trust_dir; /* public keys that may sign bitstreams; NULL: signatures do not matter */
+    int require_signed;    /* refuse bitstreams without a trusted signature */
     const char *grpc_address;
     unsigned max_message_mb, queue, workers; /* workers 0: by the number of CPUs */
     unsigned timeout_seconds, upload_seconds;
@@ -39,8 +43,9 @@ bw_status bw_server_start(const bw_server_options *o, bw_server **server, bw_err
 const char *bw_server_grpc_address(const bw_server *server);
 int bw_server_grpc_port(const bw_server *server);
 
-/* Opens devices and packages and becomes ready. BW_NOT_FOUND: no packages at all; else as bw_device_open,
- * bw_package_open, bw_session_open; BW_CANCELLED when `interrupted` (may be NULL) says so between packages. */
+/* Opens devices, configures them, opens packages and becomes ready. BW_NOT_FOUND: no packages at all; else as
+ * bw_device_open, bw_signature_check, bw_device_load_bitstream, bw_package_open, bw_session_open; BW_CANCELLED when
+ * `interrupted` (may be NULL) says so between packages. */
 bw_status bw_server_load(bw_server *server, const bw_server_options *o, int (*interrupted)(void *user), void *user,
                          bw_error *err);
 /* Serves a model that is not a package (tests). Takes over the reference. */

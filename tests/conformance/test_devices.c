@@ -7,10 +7,12 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 
@@ -236,6 +238,91 @@ static void several_users(void **state)
     }
 }
 
+/* --- with a second device in the process -------------------------------------------------------------------------- */
+
+typedef struct pair_caller {
+    const char *uris[2];
+    uint64_t seed;
+    int failures, faults, right;
+} pair_caller;
+
+/* Opens both devices, loads an image on each, runs them in turn, closes. While others reset, a run may end with
+ * BW_DEVICE_FAULT, and nothing else; bits are right or there are none. */
+static void *use_both(void *user)
+{
+    pair_caller *c = user;
+    for (int round = 0; round < 3 && !c->failures; round++) {
+        bw_device *devs[2] = {NULL, NULL};
+        work works[2];
+        memset(works, 0, sizeof works);
+        for (int d = 0; d < 2 && !c->failures; d++)
+            c->failures += bw_device_open(c->uris[d], &devs[d], NULL) ||
+                           load_work(devs[d], c->seed + (uint64_t)(2 * round + d), &works[d], NULL);
+        for (int i = 0; i < 16 && !c->failures; i++) {
+            work *w = &works[i % 2];
+            char *out = calloc(1, w->bytes ? w->bytes : 1);
+            bw_status status = out ? bw_image_run(w->image, w->c.in, out, w->c.batch, 0, NULL) : BW_NO_MEMORY;
+            c->faults += status == BW_DEVICE_FAULT;
+            c->right += status == BW_OK;
+            c->failures += status == BW_OK ? memcmp(out, w->expected, w->bytes) != 0 : status != BW_DEVICE_FAULT;
+            free(out);
+        }
+        for (int d = 0; d < 2; d++) {
+            free_work(&works[d]);
+            bw_device_close(devs[d]);
+        }
+    }
+    return NULL;
+}
+
+typedef struct resetter {
+    bw_device *dev;
+    atomic_int go;
+    int failures, resets;
+} resetter;
+
+static void *reset_often(void *user)
+{
+    resetter *r = user;
+    while (atomic_load(&r->go)) {
+        r->failures += bw_device_reset(r->dev, NULL) != BW_OK;
+        r->resets++;
+        nanosleep(&(struct timespec){0, 3000000}, NULL);
+    }
+    return NULL;
+}
+
+static void two_devices_four_threads(void **state)
+{
+    for (int resets = 0; resets < 2; resets++) {
+        pthread_t threads[4], reset_thread;
+        pair_caller callers[4];
+        resetter r = {.dev = open_device(state), .go = 1};
+        if (resets)
+            assert_int_equal(pthread_create(&reset_thread, NULL, reset_often, &r), 0);
+        for (int i = 0; i < 4; i++) {
+            callers[i] = (pair_caller){.uris = {*state, "sim:u250?threads=2"}, .seed = 5000 + 10 * (uint64_t)i};
+            assert_int_equal(pthread_create(&threads[i], NULL, use_both, &callers[i]), 0);
+        }
+        int right = 0;
+        for (int i = 0; i < 4; i++) {
+            pthread_join(threads[i], NULL);
+            assert_int_equal(callers[i].failures, 0);
+            right += callers[i].right;
+            if (!resets)
+                assert_int_equal(callers[i].faults, 0);
+        }
+        atomic_store(&r.go, 0);
+        if (resets) {
+            pthread_join(reset_thread, NULL);
+            assert_int_equal(r.failures, 0);
+            assert_true(r.resets > 0);
+        }
+        assert_true(right > 0);
+        bw_device_close(r.dev);
+    }
+}
+
 static void reset_keeps_images_usable(void **state)
 {
     bw_device *dev = open_device(state);
@@ -293,6 +380,7 @@ int main(void)
         {"same bits as the reference", same_bits_as_the_reference},
         {"many runs in flight", many_runs_in_flight},
         {"several users", several_users},
+        {"two devices, four threads", two_devices_four_threads},
         {"reset keeps images usable", reset_keeps_images_usable},
         {"refuses illegal programs", refuses_illegal_programs},
     };

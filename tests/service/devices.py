@@ -138,6 +138,54 @@ def a_package_that_no_device_can_run():
         assert infer_value(reply).shape == (1, 10)
 
 
+def bitstreams():
+    def path(name):
+        return os.path.join(WORK, name)
+
+    def blockwave(*args):
+        subprocess.run([os.path.join(os.environ["BW_BIN"], "blockwave"), *args], check=True, stdout=subprocess.DEVNULL)
+
+    for target in ("sim", "u250-msfp", "u250-mx"):
+        blockwave("bitstream", target, "-o", path(f"{target}.bwbit"))
+    for key in ("key", "other"):
+        subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", path(f"{key}.pem")], check=True)
+        os.makedirs(path(f"trust-{key}"), exist_ok=True)
+        subprocess.run(["openssl", "pkey", "-in", path(f"{key}.pem"), "-pubout", "-out",
+                        path(f"trust-{key}/builds.pem")], check=True)
+    signed = path("signed.bwbit")
+    blockwave("sign", path("u250-msfp.bwbit"), "--key", path("key.pem"), "-o", signed)
+    model = quantized()
+    rule = ("--trust", path("trust-key"), "--require-signed")
+    with Server(model, "--device", "sim:u250", "--device", "sim:", "--bitstream", signed, *rule) as server:
+        text = server.text()
+        assert "device sim:u250 holds bitstream 'u250-msfp'" in text and "signed by builds" in text, text
+        assert "device sim: holds" not in text, text  # another part
+        assert infer_value(server.client.kserve.ModelInfer(slow_request(), timeout=30 * SLOW)).shape == (1, 10)
+    # What the device offers is what the bitstream says, also after a reset.
+    with Server(model, "--device", "sim:u250?fault=error@2", "--bitstream", f"{signed}@sim:u250?fault=error@2",
+                *rule) as server:
+        call = server.client.kserve.ModelInfer
+        fails("UNAVAILABLE", ".", call, slow_request())
+        first = infer_value(call(slow_request(), timeout=30 * SLOW))
+        same(infer_value(call(slow_request(), timeout=30 * SLOW)), first)
+        assert server.client.health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
+    u250 = ("--device", "sim:u250", "--grpc", "127.0.0.1:0")
+    expect(1, "format", model, *u250, "--bitstream", path("u250-mx.bwbit"))
+    expect(1, "is not signed", model, *u250, "--bitstream", path("u250-msfp.bwbit"), *rule)
+    expect(1, "", model, *u250, "--bitstream", signed, "--trust", path("trust-other"))
+    expect(1, "needs keys to trust", model, *u250, "--bitstream", signed, "--require-signed")
+    expect(1, "is for part 'sim', the device is a 'sim-u250'", model, *u250, "--bitstream", path("sim.bwbit"))
+    expect(1, "there is no --device sim:", model, *u250, "--bitstream", path("sim.bwbit") + "@sim:")
+    expect(1, "absent.bwbit", model, *u250, "--bitstream", path("absent.bwbit"))
+    with open(signed, "rb") as f:
+        damaged = bytearray(f.read())
+    damaged[len(damaged) // 3] ^= 1
+    with open(path("damaged.bwbit"), "wb") as f:
+        f.write(damaged)
+    expect(1, "damaged.bwbit", model, *u250, "--bitstream", path("damaged.bwbit"), *rule)
+    expect(2, "no file to verify", model, *u250, "--require-signed")
+
+
 run([same_bits_as_the_command_line, deadlines, the_server_has_a_deadline_of_its_own, a_fault_costs_one_request,
      a_lost_device_is_replaced_by_the_other, without_devices_health_says_so, models_take_turns_on_a_small_device,
-     a_package_that_no_device_can_run])
+     a_package_that_no_device_can_run, bitstreams])
