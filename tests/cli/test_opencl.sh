@@ -46,5 +46,14 @@ run 1 run "$work/d.bw" --device opencl:77 "$digits/pictures/digit-000.png" && gr
 result $? "a number that no device has"
 OCL_ICD_VENDORS="$work/nowhere" run 0 devices && has '^opencl: not usable: there is no OpenCL platform: install '
 result $? "without a driver the reason is listed"
+# XRT's library would end the process.
+mkdir -p "$work/icd" && echo libxilinxopencl.so.2 >"$work/icd/xilinx.icd"
+run_devices() { # XILINX_XRT, or nothing
+    env -u XILINX_XRT -u XCL_EMULATION_MODE OCL_ICD_VENDORS="$work/icd" ${1:+XILINX_XRT="$1"} "$program" devices >"$work/out" 2>"$work/err"
+}
+run_devices && has '^opencl: not usable: .*/icd/xilinx.icd names XRT.s OpenCL library, which ends a process without XILINX_XRT'
+result $? "XRT's OpenCL library without XILINX_XRT"
+run_devices "$work/nowhere" && has '^opencl: not usable: .* without .*/nowhere/lib/libxrt_core.so.2: correct XILINX_XRT'
+result $? "XRT's OpenCL library with a wrong XILINX_XRT"
 echo "1..$n"
 [ "$fail" = 0 ]
