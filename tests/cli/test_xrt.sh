@@ -54,6 +54,11 @@ result $? "devices says of the cards' OpenCL devices that they take no source"
 result $? "write is deterministic"
 "$helper" run -- "$program" load a.bwbit --device xrt:0 >"$work/out" 2>"$work/err" && has '^loaded emulated'
 result $? "load a container"
+"$program" bitstream a.xclbin -o made.bwbit >"$work/out" 2>"$work/err" && cmp a.bwbit made.bwbit
+result $? "bitstream makes the same container of the xclbin"
+"$program" load made.bwbit --device sim: >"$work/out" 2>"$work/err"
+[ $? = 1 ] && says 'blockwave_emulated_4x16g_1' && says "'sim'"
+result $? "a container for another part: both are named"
 "$helper" run -- env BW_XRT_XCLBIN="$work/a.bwbit" "$program" load a.bwbit --device xrt:0 >"$work/out" 2>"$work/err" && has '^already holds'
 result $? "a container named by BW_XRT_XCLBIN is held already"
 
