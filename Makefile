@@ -140,7 +140,7 @@ $(GEN)/%.pb-c.c $(GEN)/%.pb-c.h: %.proto
 	@mkdir -p $(@D)
 	protoc-c --proto_path=. --c_out=$(GEN) $<
 
-$(GEN)/kernels/opencl/source.c: kernels/opencl/embed.sh $(CL_SOURCES)
+$(GEN)/kernels/opencl/source.c: kernels/opencl/embed.sh $(CL_SOURCES) FORCE
 	@mkdir -p $(@D)
 	@sh kernels/opencl/embed.sh $@ $(CL_SOURCES)
 

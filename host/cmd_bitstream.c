@@ -7,6 +7,7 @@
 #include "hal/bitstream.h"
 #include "hal/signature.h"
 #include "host/cmd.h"
+#include "kernels/xclbin.h"
 #include "sim/sim.h"
 
 static const char load_help[] =
@@ -79,32 +80,107 @@ int bw_cmd_load(int argc, char **argv)
 }
 
 static const char bitstream_help[] =
-    "usage: blockwave bitstream TARGET -o FILE.bwbit\n"
+    "usage: blockwave bitstream TARGET|FILE -o FILE.bwbit [--device URI]\n"
     "\n"
-    "Writes the bitstream of a simulated configuration, for 'blockwave load': sim, u250, u250-msfp or u250-mx.\n"
+    "Writes a bitstream for 'blockwave load'. TARGET: a simulated configuration: sim, u250, u250-msfp or u250-mx. FILE "
+    "(with\n"
+    "a dot or a slash in its name): an xclbin; or kernels in OpenCL C or a program binary of the OpenCL cache.\n"
     "\n"
     "  -o, --output FILE   where to; required\n"
+    "  --device URI        OpenCL device that the kernels are for (opencl:0)\n"
     "  -h, --help\n";
+
+/* What lies in the file, and for what. BW_CORRUPT: none of the known kinds. */
+static bw_status describe_file(const void *bytes, size_t size, const char *uri, bw_bitstream *b, bw_error *err)
+{
+    static const char abi[] = "#define BW_CL_ABI ";
+    b->payload_count = 1;
+    b->payloads[0].bytes = bytes;
+    b->payloads[0].size = size;
+    if (size >= 7 && memcmp(bytes, "xclbin2", 7) == 0) {
+        bw_xclbin x;
+        bw_status status = bw_xclbin_parse(bytes, size, &x, err);
+        if (status)
+            return status;
+        snprintf(b->payloads[0].kind, sizeof b->payloads[0].kind, "xclbin");
+        snprintf(b->part, sizeof b->part, "%s", x.accelerator.platform);
+        snprintf(b->interface_id, sizeof b->interface_id, "%s", x.accelerator.interface_id);
+        snprintf(b->name, sizeof b->name, "%s", x.accelerator.name);
+        b->offers = x.accelerator.offers;
+        return BW_OK;
+    }
+    if (!(size >= 8 && memcmp(bytes, "BWCLBIN1", 8) == 0) && !memmem(bytes, size, abi, sizeof abi - 1))
+        return bw_fail(err, BW_CORRUPT,
+                       "it is no xclbin, no program binary of the OpenCL cache, and no kernels in OpenCL C that define "
+                       "BW_CL_ABI: give one of these");
+    bw_device *device;
+    bw_device_info info;
+    bw_status status = bw_cmd_open_device(uri, &device, err);
+    if (status)
+        return status;
+    status = bw_device_info_get(device, &info, err);
+    bw_device_close(device);
+    if (!status && strcmp(info.part, "opencl") != 0)
+        status = bw_fail(err, BW_INCOMPATIBLE, "kernels for OpenCL are not for %s, part '%s': give --device opencl:N",
+                         uri, info.part);
+    if (status)
+        return status;
+    snprintf(b->payloads[0].kind, sizeof b->payloads[0].kind, "opencl-source");
+    snprintf(b->part, sizeof b->part, "%s", info.part);
+    snprintf(b->interface_id, sizeof b->interface_id, "%s", info.interface_id);
+    snprintf(b->name, sizeof b->name, "OpenCL kernels");
+    b->offers = info.offers;
+    return BW_OK;
+}
+
+static bw_status wrap_file(const char *path, const char *uri, const char *output, bw_error *err)
+{
+    const void *bytes = NULL;
+    void *out = NULL;
+    size_t size = 0, out_size = 0;
+    bw_bitstream *b = calloc(1, sizeof *b);
+    bw_status status = b ? bw_file_map(path, &bytes, &size, err) : bw_fail(err, BW_NO_MEMORY, "no memory");
+    if (!status) {
+        status = describe_file(bytes, size, uri, b, err);
+        if (status)
+            (void)bw_fail_context(err, status, "%s", path);
+    }
+    if (!status)
+        status = bw_bitstream_write(b, &out, &out_size, err);
+    if (!status)
+        status = bw_file_write_atomic(output, &(bw_slice){out, out_size}, 1, err);
+    bw_file_unmap(bytes, size);
+    free(out);
+    free(b);
+    return status;
+}
 
 int bw_cmd_bitstream(int argc, char **argv)
 {
-    static const struct option options[] = {
-        {"output", required_argument, NULL, 'o'}, {"help", no_argument, NULL, 'h'}, {NULL, 0, NULL, 0}};
-    const char *output = NULL;
+    static const struct option options[] = {{"output", required_argument, NULL, 'o'},
+                                            {"device", required_argument, NULL, 'd'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {NULL, 0, NULL, 0}};
+    const char *output = NULL, *uri = "opencl:0";
     for (int c; (c = bw_cmd_option(argc, argv, options, bitstream_help)) != BW_CMD_END;) {
         if (c < 0)
             return c == BW_CMD_HELP ? BW_EXIT_OK : BW_EXIT_USAGE;
-        output = optarg;
+        if (c == 'd')
+            uri = optarg;
+        else
+            output = optarg;
     }
     if (optind + 1 != argc)
-        return bw_cli_usage("bitstream", "expected one target, got %d", argc - optind);
+        return bw_cli_usage("bitstream", "expected one target or file, got %d", argc - optind);
     if (!output)
         return bw_cli_usage("bitstream", "--output is missing");
     bw_error err;
-    bw_status status = bw_sim_write_bitstream(argv[optind], output, &err);
+    const char *what = argv[optind];
+    bw_status status =
+        strpbrk(what, "./") ? wrap_file(what, uri, output, &err) : bw_sim_write_bitstream(what, output, &err);
     if (status)
         return bw_cli_fail("bitstream", &err);
-    printf("%s: bitstream of %s\n", output, argv[optind]);
+    printf("%s: bitstream of %s\n", output, what);
     return BW_EXIT_OK;
 }
 

@@ -16,7 +16,7 @@ static int cmd_version(int argc, char **argv);
 static const bw_command builtins[] = {
     {"devices", "list the devices that programs can run on", bw_cmd_devices},
     {"load", "load a bitstream onto a device", bw_cmd_load},
-    {"bitstream", "write a bitstream of the simulator", bw_cmd_bitstream},
+    {"bitstream", "write a bitstream", bw_cmd_bitstream},
     {"sign", "sign a bitstream", bw_cmd_sign},
     {"inspect", "show what is in a package", bw_cmd_inspect},
     {"run", "score pictures or arrays", bw_cmd_run},

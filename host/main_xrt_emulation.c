@@ -29,11 +29,14 @@ static const char help[] =
     "     What XRT needs for that lies in a folder of its own below /tmp, which is removed at the end.\n"
     "  --cards N      so many cards, 1..16 (1)\n"
     "  --mode MODE    sw_emu: XRT drives the card by whole commands; hw_emu: register by register (sw_emu)\n"
+    "  --opencl       the cards are the only OpenCL devices, too, through XRT's OpenCL library\n"
     "  --faults DIR   faults that the cards shall have, see blockwave-xrt-emulation(1)\n"
     "write: writes the accelerator's description for XRT, as it is or as a bitstream container for 'blockwave load'\n"
     "  -h, --help\n";
 
 #define WHO "xrt-emulation"
+/* The ICD loader finds it as it finds any library. */
+#define OPENCL_LIBRARY "libxilinxopencl.so.2"
 
 static bw_status fail_path(bw_error *err, const char *path)
 {
@@ -102,7 +105,7 @@ static int cmd_write(int argc, char **argv)
  */
 
 typedef struct plan {
-    int cards;
+    int cards, opencl;
     const char *mode, *faults;
     char tree[64];
     char shims[PATH_MAX], card[PATH_MAX];
@@ -192,6 +195,9 @@ static bw_status build_tree(const plan *p, bw_error *err)
     status = status ? status : make_folders(p, "run/", err);
     status = status ? status : put_emconfig(p, err);
     status = status ? status : put_ini(p, err);
+    /* A folder of its own: other programs that ask for OpenCL platforms would end without XRT's environment. */
+    if (!status && p->opencl && !(status = make_folders(p, "icd/", err)))
+        status = put_text(p, "icd/xilinx.icd", OPENCL_LIBRARY "\n", err);
     snprintf(path, sizeof path, "%s/blockwave.xclbin", p->tree);
     return status ? status : write_file(path, 0, err);
 }
@@ -217,6 +223,10 @@ static void set_environment(const plan *p)
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
         snprintf(path, sizeof path, "%s%s", p->tree, paths[i].below);
         setenv(paths[i].name, path, 1);
+    }
+    if (p->opencl) {
+        snprintf(path, sizeof path, "%s/icd", p->tree);
+        setenv("OCL_ICD_VENDORS", path, 1);
     }
     setenv("XCL_EMULATION_MODE", p->mode, 1);
     setenv("USER", user_of(p), 1);
@@ -335,11 +345,10 @@ static bw_status find_parts(plan *p, bw_error *err)
 
 static int cmd_run(int argc, char **argv)
 {
-    static const struct option options[] = {{"cards", required_argument, NULL, 'n'},
-                                            {"mode", required_argument, NULL, 'm'},
-                                            {"faults", required_argument, NULL, 'f'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            {NULL, 0, NULL, 0}};
+    static const struct option options[] = {
+        {"cards", required_argument, NULL, 'n'},  {"mode", required_argument, NULL, 'm'},
+        {"faults", required_argument, NULL, 'f'}, {"opencl", no_argument, NULL, 'o'},
+        {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0}};
     plan p = {.cards = 1, .mode = "sw_emu"};
     opterr = 0;
     for (int c; (c = getopt_long(argc, argv, "+:h", options, NULL)) != -1;) {
@@ -357,6 +366,8 @@ static int cmd_run(int argc, char **argv)
                 return bw_cli_usage(WHO, "run: --cards is '%s', expected a number in 1..16", optarg);
             p.cards = (int)n;
         }
+        if (c == 'o')
+            p.opencl = 1;
         if (c == 'm')
             p.mode = optarg;
         if (c == 'f')

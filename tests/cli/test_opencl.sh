@@ -46,5 +46,28 @@ run 1 run "$work/d.bw" --device opencl:77 "$digits/pictures/digit-000.png" && gr
 result $? "a number that no device has"
 OCL_ICD_VENDORS="$work/nowhere" run 0 devices && has '^opencl: not usable: there is no OpenCL platform: install '
 result $? "without a driver the reason is listed"
+# Containers with kernels, as source and as a binary.
+export BW_LOG=warn
+(cd "$top/kernels/opencl" && cat op.h formats.cl tile.cl vector.cl conv.cl) >"$work/kernels.cl"
+run 0 bitstream "$work/kernels.cl" -o "$work/k.bwbit" && run 0 load "$work/k.bwbit" --device opencl:0 && has '^loaded OpenCL kernels '
+result $? "a container with source"
+run 0 bitstream "$(ls "$work"/cache/opencl-*.bin | head -n 1)" -o "$work/b.bwbit" && run 0 load "$work/b.bwbit" --device opencl:0 && has '^loaded OpenCL kernels '
+result $? "a container with a binary"
+run 1 load "$work/k.bwbit" --device sim: && says "'opencl'" && says "'sim'"
+result $? "for another part: both are named"
+run 1 bitstream "$top/README.md" -o "$work/x.bwbit" && says 'it is no xclbin, no program binary' && [ ! -e "$work/x.bwbit" ]
+result $? "what is no payload"
+head -c 20000 "$work/k.bwbit" >"$work/cut.bwbit"
+run 1 load "$work/cut.bwbit" --device opencl:0 && says cut.bwbit
+result $? "a damaged container"
+# XRT's library would end the process.
+mkdir -p "$work/icd" && echo libxilinxopencl.so.2 >"$work/icd/xilinx.icd"
+run_devices() { # XILINX_XRT, or nothing
+    env -u XILINX_XRT -u XCL_EMULATION_MODE OCL_ICD_VENDORS="$work/icd" ${1:+XILINX_XRT="$1"} "$program" devices >"$work/out" 2>"$work/err"
+}
+run_devices && has '^opencl: not usable: .*/icd/xilinx.icd names XRT.s OpenCL library, which ends a process without XILINX_XRT'
+result $? "XRT's OpenCL library without XILINX_XRT"
+run_devices "$work/nowhere" && has '^opencl: not usable: .* without .*/nowhere/lib/libxrt_core.so.2: correct XILINX_XRT'
+result $? "XRT's OpenCL library with a wrong XILINX_XRT"
 echo "1..$n"
 [ "$fail" = 0 ]

@@ -46,10 +46,19 @@ result $? "featurize on xrt:0 is the simulator's, byte by byte"
 "$helper" run --cards 3 -- "$program" devices >"$work/out" 2>"$work/err"
 [ "$(grep -c '^xrt:[012]$' "$work/out")" = 3 ] && has 'blockwave_emulated_4x16g_1'
 result $? "devices lists three cards"
+timeout 20 "$helper" run --cards 2 --opencl -- "$program" devices >"$work/out" 2>"$work/err"
+[ "$(grep -c '^xrt:[01]$' "$work/out")" = 2 ] && { has "^opencl: not usable: the device 'blockwave_emulated_4x16g_1' takes binaries only" ||
+    [ ! -e "$BW_BIN/../lib/libbw_hal_opencl.so" ]; }
+result $? "devices says of the cards' OpenCL devices that they take no source"
 "$helper" write a.bwbit && "$helper" write b.bwbit && cmp a.bwbit b.bwbit && "$helper" write a.xclbin
 result $? "write is deterministic"
 "$helper" run -- "$program" load a.bwbit --device xrt:0 >"$work/out" 2>"$work/err" && has '^loaded emulated'
 result $? "load a container"
+"$program" bitstream a.xclbin -o made.bwbit >"$work/out" 2>"$work/err" && cmp a.bwbit made.bwbit
+result $? "bitstream makes the same container of the xclbin"
+"$program" load made.bwbit --device sim: >"$work/out" 2>"$work/err"
+[ $? = 1 ] && says 'blockwave_emulated_4x16g_1' && says "'sim'"
+result $? "a container for another part: both are named"
 "$helper" run -- env BW_XRT_XCLBIN="$work/a.bwbit" "$program" load a.bwbit --device xrt:0 >"$work/out" 2>"$work/err" && has '^already holds'
 result $? "a container named by BW_XRT_XCLBIN is held already"
 

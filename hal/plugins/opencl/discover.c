@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* OpenCL devices: finding them, what they must provide, what they offer. */
+#include <dirent.h>
+#include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "hal/base.h"
 #include "hal/plugins/opencl/opencl.h"
@@ -74,8 +78,58 @@ static cl_ulong number(cl_device_id id, cl_device_info what)
     return clGetDeviceInfo(id, what, sizeof value, &value, NULL) == CL_SUCCESS ? value : 0;
 }
 
+static int names_xrt(const char *path)
+{
+    char line[PATH_MAX] = "";
+    FILE *f = fopen(path, "r");
+    if (f && !fgets(line, sizeof line, f))
+        line[0] = 0;
+    if (f)
+        fclose(f);
+    return strstr(line, "libxilinxopencl") != NULL;
+}
+
+/* XRT's OpenCL library ends the process when the loader asks it for platforms without XRT's own environment. */
+static bw_status check_drivers(bw_error *err)
+{
+    const char *vendors = getenv("OCL_ICD_VENDORS"), *xrt = getenv("XILINX_XRT"), *mode = getenv("XCL_EMULATION_MODE");
+    char path[PATH_MAX], library[PATH_MAX];
+    if (!vendors || !*vendors)
+        vendors = getenv("OPENCL_VENDOR_PATH");
+    if (!vendors || !*vendors)
+        vendors = "/etc/OpenCL/vendors";
+    const char *name = !mode ? "core" : strcmp(mode, "hw_emu") == 0 ? "hwemu" : "swemu";
+    snprintf(library, sizeof library, "%s/lib/libxrt_%s.so.2", xrt ? xrt : "", name);
+    if (xrt && *xrt && access(library, R_OK) == 0)
+        return BW_OK;
+    int found = names_xrt(vendors);
+    snprintf(path, sizeof path, "%s", vendors);
+    DIR *dir = opendir(vendors);
+    for (struct dirent *e; dir && !found && (e = readdir(dir));) {
+        const char *end = strrchr(e->d_name, '.');
+        if (end && strcmp(end, ".icd") == 0) {
+            snprintf(path, sizeof path, "%s/%s", vendors, e->d_name);
+            found = names_xrt(path);
+        }
+    }
+    if (dir)
+        closedir(dir);
+    return !found          ? BW_OK
+           : !xrt || !*xrt ? bw_fail(err, BW_UNSUPPORTED,
+                                     "%s names XRT's OpenCL library, which ends a process without XILINX_XRT: set it "
+                                     "(XRT's setup.sh), or name other drivers in OCL_ICD_VENDORS",
+                                     path)
+                           : bw_fail(err, BW_UNSUPPORTED,
+                                     "%s names XRT's OpenCL library, which ends a process without %s: correct "
+                                     "XILINX_XRT, or name other drivers in OCL_ICD_VENDORS",
+                                     path, library);
+}
+
 bw_status bw_cl_find(unsigned wanted, cl_device_id *id, bw_error *err)
 {
+    bw_status status = check_drivers(err);
+    if (status)
+        return status;
     cl_platform_id platforms[PLATFORMS_MAX];
     cl_uint platform_count = 0;
     unsigned seen = 0;
@@ -88,8 +142,8 @@ bw_status bw_cl_find(unsigned wanted, cl_device_id *id, bw_error *err)
     for (cl_uint p = 0; p < platform_count && p < PLATFORMS_MAX; p++) {
         cl_device_id devices[DEVICES_MAX];
         cl_uint count = 0;
-        if (clGetDeviceIDs(platforms[p], CL_DEVICE_TYPE_GPU | CL_DEVICE_TYPE_ACCELERATOR | CL_DEVICE_TYPE_CPU,
-                           DEVICES_MAX, devices, &count) != CL_SUCCESS)
+        /* All but custom devices. XRT's library finds none for a union of types. */
+        if (clGetDeviceIDs(platforms[p], CL_DEVICE_TYPE_ALL, DEVICES_MAX, devices, &count) != CL_SUCCESS)
             continue; /* a platform without devices is no error */
         for (cl_uint d = 0; d < count && d < DEVICES_MAX; d++)
             if (seen++ == wanted) {
@@ -107,6 +161,14 @@ bw_status bw_cl_check(cl_device_id id, bw_error *err)
 {
     char version[128], profile[64];
     unsigned major = 0, minor = 0;
+    if (!number(id, CL_DEVICE_COMPILER_AVAILABLE)) {
+        char name[96];
+        bw_cl_text(id, CL_DEVICE_NAME, name, sizeof name);
+        return bw_fail(err, BW_UNSUPPORTED,
+                       "the device '%s' takes binaries only and compiles no source, which the kernels are: use it as "
+                       "xrt:N if it is a card of XRT's, else pick another device",
+                       name);
+    }
     bw_cl_text(id, CL_DEVICE_VERSION, version, sizeof version);
     bw_cl_text(id, CL_DEVICE_PROFILE, profile, sizeof profile);
     if (sscanf(version, "OpenCL %u.%u", &major, &minor) != 2 || major * 10 + minor < 12)
@@ -118,7 +180,6 @@ bw_status bw_cl_check(cl_device_id id, bw_error *err)
         {strcmp(profile, "FULL_PROFILE") == 0, "the full profile"},
         {number(id, CL_DEVICE_AVAILABLE) != 0, "to be available"},
         {number(id, CL_DEVICE_ENDIAN_LITTLE) != 0, "little endian memory"},
-        {number(id, CL_DEVICE_COMPILER_AVAILABLE) != 0, "a compiler"},
         {(number(id, CL_DEVICE_SINGLE_FP_CONFIG) & CL_FP_ROUND_TO_NEAREST) != 0, "fp32 that rounds to nearest even"},
         {number(id, CL_DEVICE_LOCAL_MEM_SIZE) >= 32u << 10, "32 KiB of local memory"},
         {number(id, CL_DEVICE_MAX_WORK_GROUP_SIZE) >= BW_CL_VECTOR_ITEMS, "work-groups of 32 items"},
