@@ -14,13 +14,18 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "hal/base.h"
 
 struct bw_listener {
     int fd, wake;
-    int port;
+    int port; /* 0: a Unix-domain socket */
+    struct sockaddr_un local;
+    dev_t device; /* of the Unix-domain socket's file, */
+    ino_t inode;  /* which may have been replaced meanwhile */
     char address[300];
     int started;
     int max_fd;        /* sockets numbered above this are over the limit */
@@ -54,9 +59,10 @@ static bw_status split_address(const char *address, char *host, size_t host_size
     char *end = NULL;
     long number = colon && colon[1] >= '0' && colon[1] <= '9' ? strtol(colon + 1, &end, 10) : -1;
     if (!colon || number < 0 || number > 65535 || *end || host_len >= host_size)
-        return bw_fail(
-            err, BW_INVALID_ARGUMENT,
-            "address '%s': expected HOST:PORT with a port of 0..65535, such as 127.0.0.1:50051 or [::]:50051", address);
+        return bw_fail(err, BW_INVALID_ARGUMENT,
+                       "address '%s': expected HOST:PORT with a port of 0..65535, such as 127.0.0.1:50051 or "
+                       "[::]:50051, or unix:PATH",
+                       address);
     if (host_len >= 2 && start[0] == '[' && start[host_len - 1] == ']') {
         start++;
         host_len -= 2;
@@ -114,9 +120,8 @@ static void note_address(bw_listener *l)
     snprintf(l->address, sizeof l->address, strchr(host, ':') ? "[%s]:%s" : "%s:%s", host, port);
 }
 
-bw_status bw_listener_open(const char *address, bw_listener **listener, bw_error *err)
+static bw_status open_tcp(const char *address, int *fd, bw_error *err)
 {
-    *listener = NULL;
     char host[256], port[16];
     bw_status status = split_address(address, host, sizeof host, port, sizeof port, err);
     if (status)
@@ -126,32 +131,119 @@ bw_status bw_listener_open(const char *address, bw_listener **listener, bw_error
     int code = getaddrinfo(host[0] ? host : NULL, port, &hints, &found);
     if (code)
         return bw_fail(err, BW_NOT_FOUND, "address '%s': %s", address, gai_strerror(code));
-    int fd = -1, error = 0;
+    int error = 0;
     /* For "all interfaces" prefer IPv6, which takes IPv4 connections too. */
-    for (int pass = host[0] ? 1 : 0; pass < 2 && fd < 0; pass++) {
-        for (const struct addrinfo *a = found; a && fd < 0; a = a->ai_next) {
+    for (int pass = host[0] ? 1 : 0; pass < 2 && *fd < 0; pass++) {
+        for (const struct addrinfo *a = found; a && *fd < 0; a = a->ai_next) {
             if (pass == 0 && a->ai_family != AF_INET6)
                 continue;
-            fd = listen_on(a);
-            error = fd < 0 ? errno : 0;
+            *fd = listen_on(a);
+            error = *fd < 0 ? errno : 0;
         }
     }
     freeaddrinfo(found);
+    return *fd < 0 ? bind_failed(address, error, err) : BW_OK;
+}
+
+/* --- Unix-domain sockets ---------------------------------------------------------------------------------------- */
+
+/* The path of "unix:PATH" or "unix:///PATH", as clients of gRPC write it; NULL: another kind of address. */
+static const char *unix_path(const char *address)
+{
+    if (strncmp(address, "unix:", 5) != 0)
+        return NULL;
+    return strncmp(address + 5, "///", 3) == 0 ? address + 7 : address + 5;
+}
+
+static int bind_local(int fd, const struct sockaddr_un *name)
+{
+    return bind(fd, (const struct sockaddr *)name, sizeof *name);
+}
+
+/* A socket's file outlives its process. One that nobody listens to is in the way. */
+static int is_left_behind(const struct sockaddr_un *name)
+{
+    struct stat file;
+    if (lstat(name->sun_path, &file) || !S_ISSOCK(file.st_mode))
+        return 0;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
-        return bind_failed(address, error, err);
+        return 0;
+    int refused = connect(fd, (const struct sockaddr *)name, sizeof *name) && errno == ECONNREFUSED;
+    close(fd);
+    return refused;
+}
+
+static bw_status open_unix(const char *path, struct sockaddr_un *name, int *fd, bw_error *err)
+{
+    *name = (struct sockaddr_un){.sun_family = AF_UNIX};
+    if (!*path || strlen(path) >= sizeof name->sun_path)
+        return bw_fail(err, BW_INVALID_ARGUMENT, "address 'unix:%s': expected a path of 1..%zu bytes", path,
+                       sizeof name->sun_path - 1);
+    memcpy(name->sun_path, path, strlen(path));
+    *fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int error = *fd < 0 || bind_local(*fd, name) ? errno : 0;
+    if (error == EADDRINUSE && is_left_behind(name))
+        error = unlink(path) || bind_local(*fd, name) ? errno : 0;
+    if (!error && listen(*fd, 1024))
+        error = errno;
+    if (!error)
+        return BW_OK;
+    if (*fd >= 0)
+        close(*fd);
+    if (error == EADDRINUSE)
+        return bw_fail(err, BW_ALREADY_EXISTS,
+                       "unix:%s is in use by another process, or no socket: stop it, or choose another path", path);
+    return bw_fail(err, error == EACCES ? BW_PERMISSION : BW_IO, "cannot listen on unix:%s: %s", path, strerror(error));
+}
+
+static void note_local(bw_listener *l)
+{
+    struct stat file;
+    if (!lstat(l->local.sun_path, &file)) {
+        l->device = file.st_dev;
+        l->inode = file.st_ino;
+    }
+    snprintf(l->address, sizeof l->address, "unix:%s", l->local.sun_path);
+}
+
+static void remove_local(const bw_listener *l)
+{
+    struct stat file;
+    if (l->local.sun_family && !lstat(l->local.sun_path, &file) && file.st_dev == l->device && file.st_ino == l->inode)
+        unlink(l->local.sun_path);
+}
+
+bw_status bw_listener_open(const char *address, bw_listener **listener, bw_error *err)
+{
+    *listener = NULL;
+    const char *path = unix_path(address);
+    int fd = -1;
+    struct sockaddr_un local = {0};
+    bw_status status = path ? open_unix(path, &local, &fd, err) : open_tcp(address, &fd, err);
+    if (status)
+        return status;
     bw_listener *l = calloc(1, sizeof *l);
     int wake = l ? eventfd(0, EFD_CLOEXEC) : -1;
     if (wake < 0) {
         close(fd);
+        if (path)
+            unlink(path);
         free(l);
         return bw_fail(err, BW_NO_MEMORY, "out of memory opening the listener");
     }
     l->fd = fd;
     l->wake = wake;
-    note_address(l);
+    l->local = local;
+    if (path)
+        note_local(l);
+    else
+        note_address(l);
     *listener = l;
     return BW_OK;
 }
+
+/* --- connections ------------------------------------------------------------------------------------------------ */
 
 /* Out of descriptors or memory: the connection waits in the backlog until there is room again. */
 static int worth_waiting(int error)
@@ -159,27 +251,25 @@ static int worth_waiting(int error)
     return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
 }
 
-/* The port of a connected socket's own end; -1 if it is none. */
-static int own_port(int fd)
-{
-    struct sockaddr_storage name;
-    socklen_t size = sizeof name;
-    if (getpeername(fd, (struct sockaddr *)&name, &size))
-        return -1;
-    size = sizeof name;
-    if (getsockname(fd, (struct sockaddr *)&name, &size))
-        return -1;
-    if (name.ss_family == AF_INET)
-        return ntohs(((struct sockaddr_in *)&name)->sin_port);
-    return name.ss_family == AF_INET6 ? ntohs(((struct sockaddr_in6 *)&name)->sin6_port) : -1;
-}
-
-/* Numbers are used again by others; what has our port at its own end is a connection of ours. */
+/* Numbers are used again by others; what has our address at its own end is a connection of ours. */
 static int is_ours(const bw_listener *l, int fd)
 {
-    return l->accepted[fd] && own_port(fd) == l->port;
+    struct sockaddr_storage name = {0};
+    socklen_t size = sizeof name;
+    if (!l->accepted[fd] || getpeername(fd, (struct sockaddr *)&name, &size))
+        return 0;
+    size = sizeof name;
+    memset(&name, 0, sizeof name);
+    if (getsockname(fd, (struct sockaddr *)&name, &size))
+        return 0;
+    if (name.ss_family == AF_UNIX)
+        return !strcmp(((struct sockaddr_un *)&name)->sun_path, l->local.sun_path);
+    if (name.ss_family == AF_INET)
+        return ntohs(((struct sockaddr_in *)&name)->sin_port) == l->port;
+    return name.ss_family == AF_INET6 && ntohs(((struct sockaddr_in6 *)&name)->sin6_port) == l->port;
 }
 
+/* Never true of Unix-domain sockets: the kernel does not say, and no network forgets them. */
 static int is_idle(const bw_listener *l, int fd)
 {
     struct tcp_info info;
@@ -246,9 +336,11 @@ static void *accept_loop(void *arg)
         }
         if (error)
             continue; /* the peer gave up meanwhile, or a signal */
-        int on = 1;
-        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-        watch_peer(fd);
+        if (!l->local.sun_family) {
+            int on = 1;
+            setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+            watch_peer(fd);
+        }
         l->accepted[fd] = 1;
         l->options.accepted(fd, l->options.user);
     }
@@ -289,8 +381,10 @@ void bw_listener_stop(bw_listener *l)
     if (l->started && write(l->wake, &one, sizeof one) == sizeof one)
         pthread_join(l->thread, NULL);
     l->started = 0;
-    if (l->fd >= 0)
+    if (l->fd >= 0) {
+        remove_local(l);
         close(l->fd);
+    }
     l->fd = -1;
 }
 

@@ -32,7 +32,7 @@ static const char usage[] =
     "  --device-memory SIZE   what the models may take on each device, e.g. 800M or 4G; those not used for longest "
     "make\n"
     "                         way for others (default: the device's memory)\n"
-    "  --grpc ADDR:PORT       listen here (default 127.0.0.1:50051; port 0 picks a free one)\n"
+    "  --grpc ADDR:PORT       listen here (default 127.0.0.1:50051; port 0 picks a free one), or on unix:PATH\n"
     "  --port-file FILE       write the port there once the server is ready\n"
     "  --max-message-mb N     largest request, 1..1024 (default 64)\n"
     "  --queue N              requests that may wait, 0..100000 (default 256)\n"

@@ -428,7 +428,7 @@ static void answered(run *r, slot *s)
         s->resume_ns = now + REFUSED_PAUSE_NS;
         r->pausing++;
     } else {
-        send_next(s, now);
+        send_next(s, bw_now_ns()); /* what was done with this answer is not the next one's latency */
     }
 }
 

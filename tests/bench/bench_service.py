@@ -27,7 +27,7 @@ SHARE_TARGET = 0.03
 
 
 class Server:
-    def __init__(self, work, name, command):
+    def __init__(self, work, name, command, address=None):
         self.name = name
         self.port_file = os.path.join(work, name.replace(" ", "-") + ".port")
         self.log = open(os.path.join(work, name.replace(" ", "-") + ".log"), "w")
@@ -39,7 +39,7 @@ class Server:
                 sys.exit(f"bench_service: {name} did not start, see {self.log.name}")
             time.sleep(0.01)
         with open(self.port_file) as f:
-            self.port = int(f.read())
+            self.address = address or f"127.0.0.1:{int(f.read())}"
 
     def cpu_seconds(self):
         with open(f"/proc/{self.process.pid}/stat") as f:
@@ -53,7 +53,7 @@ class Server:
 
 
 def client(options, server, *args):
-    command = [os.path.join(options.bin, "blockwave-bench-client"), f"127.0.0.1:{server.port}", "--json", *args]
+    command = [os.path.join(options.bin, "blockwave-bench-client"), server.address, "--json", *args]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"bench_service: {' '.join(command)} failed against {server.name}")
@@ -110,10 +110,12 @@ def verdict(rows):
             for row in rows[1:] if row["ours_to_this"]["cpu_us"] > CPU_TARGET or row["ours_to_this"]["p99_us"] > 1]
 
 
-def share(options, work):
+def share(options, work, address):
     """The service's part of a network's latency: all but the device and the network's own stages on the CPU."""
-    server = Server(work, "network", [os.path.join(options.bin, "blockwave-serve"), options.network, "--grpc",
-                                      "127.0.0.1:0", "--port-file", "PORT_FILE", "--lame-duck-ms", "0", "--quiet"])
+    local = address.startswith("unix:")
+    server = Server(work, "network", [os.path.join(options.bin, "blockwave-serve"), options.network, "--grpc", address,
+                                      "--port-file", "PORT_FILE", "--lame-duck-ms", "0", "--quiet"],
+                    address if local else None)
     try:
         runs = [client(options, server, "--warmup", "0.5", "--duration", str(max(2, options.seconds)))
                 for _ in range(options.rounds)]
@@ -121,7 +123,8 @@ def share(options, work):
         server.stop()
     run = sorted(runs, key=lambda r: r["service_share"])[len(runs) // 2]
     stages = {name: round(h["mean"], 1) for name, h in run["server_us"].items()}
-    print(f"{os.path.basename(options.network)}: {run['request_bytes']} bytes a request, one at a time: p50 "
+    print(f"{os.path.basename(options.network)} over {'a Unix-domain socket' if local else 'TCP, loopback'}: "
+          f"{run['request_bytes']} bytes a request, one at a time: p50 "
           f"{run['latency_us']['p50'] / 1e3:.2f} ms, p99 {run['latency_us']['p99'] / 1e3:.2f} ms")
     print(f"  of the mean latency {run['latency_us']['mean'] / 1e3:.2f} ms: device {100 * run['device_share']:.2f} %, "
           f"network's CPU stages {100 * run['cpu_stage_share']:.2f} %, service {100 * run['service_share']:.2f} % "
@@ -172,7 +175,8 @@ def main():
         for line in missed:
             print(f"target missed: {line}")
         if options.network:
-            result["network"] = share(options, work)
+            result["network"] = share(options, work, "127.0.0.1:0")
+            result["network_unix"] = share(options, work, f"unix:{work}/network.sock")
     if options.json:
         with open(options.json, "w") as out:
             json.dump(result, out, indent=2)

@@ -176,7 +176,7 @@ def a_device_that_fails_comes_back():
 
 def the_server_still_serves():
     """To a new connection too; nothing beyond the log's usual lines was said, and it ends well."""
-    again = Client(server.port)
+    again = Client(server.address)
     same(infer_value(again.kserve.ModelInfer(infer_request("digits", {"image": x}), timeout=30 * SLOW)), first[0])
     again.channel.close()
     wrong = [line for line in server.text().splitlines() if " info " not in line]

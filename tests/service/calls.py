@@ -311,7 +311,7 @@ def timing_in_trailing_metadata():
 
 def clients_that_leave():
     for _ in range(5):
-        leaving = Client(server.port)
+        leaving = Client(server.address)
         calls = [leaving.kserve.ModelInfer.future(slow_request(64)) for _ in range(4)]
         calls[3].cancel()
         leaving.channel.close()

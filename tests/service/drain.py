@@ -26,7 +26,7 @@ def drain_under_load():
         stop, done, wrong = threading.Event(), [], []
 
         def load():
-            client = Client(server.port)
+            client = Client(server.address)
             while not stop.is_set():
                 try:
                     reply = client.kserve.ModelInfer(infer_request("double", {"x": ONES}), timeout=30 * SLOW)

@@ -4,6 +4,7 @@
 import os
 import socket
 import struct
+import subprocess
 import time
 
 import grpc
@@ -69,7 +70,7 @@ def a_cancelled_request_leaves_the_queue():
 
 def two_hundred_connections():
     with Server(package("double")) as server:
-        clients = [Client(server.port) for _ in range(200)]
+        clients = [Client(server.address) for _ in range(200)]
         calls = [c.kserve.ModelInfer.future(infer_request("double", {"x": ONES}), timeout=60 * SLOW) for c in clients]
         for call in calls:
             same(infer_value(call.result()), ONES * 2)
@@ -108,12 +109,12 @@ def connection_limit():
         works(server.client)
         for s in sockets:
             s.close()
-        until(lambda: works_anew(server.port))
+        until(lambda: works_anew(server.address))
         assert "too many connections" in server.text()
 
 
-def works_anew(port):
-    client = Client(port)
+def works_anew(address):
+    client = Client(address)
     try:
         works(client)
         return True
@@ -129,7 +130,7 @@ def few_descriptors():
         sockets = flood(server.port, 100)
         for s in sockets:
             s.close()
-        until(lambda: works_anew(server.port))
+        until(lambda: works_anew(server.address))
 
 
 # --- idle connections -----------------------------------------------------------------------------------------------
@@ -239,6 +240,39 @@ def port_in_use():
         works(server.client)
 
 
+def unix_domain_socket():
+    path = os.path.join(WORK, "serve.sock")
+    with Server(package("double"), listen="unix:" + path) as server:
+        works(server.client)
+        assert f"ready on unix:{path}" in server.text(), server.text()
+        expect(1, "is in use by another process", package("double"), "--grpc", "unix:" + path)
+        works(server.client)
+        done = subprocess.run([os.path.join(os.environ["BW_BIN"], "blockwave-bench-client"), "unix:" + path, "--warmup", "0",
+                               "--duration", "0.2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert done.returncode == 0, done.stdout
+    assert not os.path.exists(path), "it is left behind"
+    # Two requests at the end: one under way is finished, one that comes later is not.
+    with Server(quantized(), *SLOW_DEVICE, listen="unix:" + path) as server:
+        call = server.client.kserve.ModelInfer.future(slow_request(), timeout=60 * SLOW)
+        time.sleep(0.2)
+        server.term()
+        assert call.exception() is None, call.exception()
+    # What a killed server left behind is replaced.
+    with Server(package("double"), listen="unix:" + path, expect=-9) as server:
+        server.process.kill()
+    assert os.path.exists(path)
+    with Server(package("double"), listen="unix://" + path) as server:
+        works(server.client)
+    # But nothing else is.
+    with open(path, "w") as f:
+        f.write("a file")
+    expect(1, "is in use by another process, or no socket", package("double"), "--grpc", "unix:" + path)
+    with open(path) as f:
+        assert f.read() == "a file"
+    expect(1, "expected a path of 1..107 bytes", package("double"), "--grpc", "unix:" + "/tmp" * 30)
+    expect(1, "No such file or directory", package("double"), "--grpc", "unix:" + os.path.join(WORK, "nowhere", "s"))
+
+
 def a_directory_of_models_on_two_devices():
     folder = os.path.join(WORK, "models")
     os.makedirs(folder)
@@ -260,5 +294,5 @@ def quiet_says_nothing():
 
 
 run([full_queue_is_refused_at_once, a_cancelled_request_leaves_the_queue, two_hundred_connections, connection_limit,
-     few_descriptors, idle_connections_are_closed, slow_upload_is_cut_off, bad_arguments, bad_packages, port_in_use,
+     few_descriptors, idle_connections_are_closed, slow_upload_is_cut_off, bad_arguments, bad_packages, port_in_use, unix_domain_socket,
      a_directory_of_models_on_two_devices, quiet_says_nothing])

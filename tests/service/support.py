@@ -55,13 +55,13 @@ class Server:
     """A running blockwave-serve; leaving the block stops it and checks that it ends well (also under LeakSanitizer)."""
     count = 0
 
-    def __init__(self, *args, before=(), expect=0, lame_duck_ms=200):
+    def __init__(self, *args, before=(), expect=0, lame_duck_ms=200, listen="127.0.0.1:0"):
         Server.count += 1
         self.port_file = os.path.join(WORK, f"port{Server.count}")
         self.log = os.path.join(WORK, f"log{Server.count}")
         self.expect = expect
         with open(self.log, "w") as log:
-            self.process = subprocess.Popen([*before, SERVE, *args, "--grpc", "127.0.0.1:0", "--port-file",
+            self.process = subprocess.Popen([*before, SERVE, *args, "--grpc", listen, "--port-file",
                                              self.port_file, "--lame-duck-ms", str(lame_duck_ms)], stderr=log)
         until = time.time() + 30 * SLOW
         while not os.path.exists(self.port_file):
@@ -70,7 +70,8 @@ class Server:
             time.sleep(0.02)
         with open(self.port_file) as f:
             self.port = int(f.read())
-        self.client = Client(self.port)
+        self.address = f"127.0.0.1:{self.port}" if self.port else listen
+        self.client = Client(self.address)
 
     def text(self):
         with open(self.log) as log:
@@ -114,9 +115,9 @@ def expect(code, text, *args):
 
 
 class Client:
-    def __init__(self, port, **options):
+    def __init__(self, address, **options):
         self.channel = grpc.insecure_channel(
-            f"127.0.0.1:{port}", options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1),
+            address, options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1),
                                           ("grpc.use_local_subchannel_pool", 1), *options.items()])
         self.predict = predict_pb2_grpc.PredictionServiceStub(self.channel).Predict
         self.kserve = inference_pb2_grpc.GRPCInferenceServiceStub(self.channel)
