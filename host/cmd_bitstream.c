@@ -82,9 +82,8 @@ int bw_cmd_load(int argc, char **argv)
 static const char bitstream_help[] =
     "usage: blockwave bitstream TARGET|FILE -o FILE.bwbit [--device URI]\n"
     "\n"
-    "Writes a bitstream for 'blockwave load'. TARGET: a simulated configuration: sim, u250, u250-msfp or u250-mx. FILE "
-    "(with\n"
-    "a dot or a slash in its name): an xclbin; or kernels in OpenCL C or a program binary of the OpenCL cache.\n"
+    "Writes a bitstream for 'blockwave load'. TARGET: a simulated configuration: sim, u250, u250-msfp or u250-mx.\n"
+    "FILE (with a dot or a slash in its name): an xclbin; kernels in OpenCL C; a program binary of the OpenCL cache.\n"
     "\n"
     "  -o, --output FILE   where to; required\n"
     "  --device URI        OpenCL device that the kernels are for (opencl:0)\n"

@@ -23,7 +23,7 @@ typedef struct bw_server_options {
     const char *const *devices;
     size_t device_count;
     uint64_t device_memory;        /* budget of each device, bytes; 0: its memory */
-    const char *const *bitstreams; /* FILE or FILE@DEVICE, as bw_server_bitstream splits them */
+    const char *const *bitstreams; /* FILE or FILE@DEVICE: service/bitstream.h */
     size_t bitstream_count;
     const char *trust_dir; /* public keys that may sign bitstreams; NULL: signatures do not matter */
     int require_signed;    /* refuse bitstreams without a trusted signature */

@@ -251,7 +251,7 @@ def unix_domain_socket():
                                "--duration", "0.2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert done.returncode == 0, done.stdout
     assert not os.path.exists(path), "it is left behind"
-    # Two requests at the end: one under way is finished, one that comes later is not.
+    # What is under way when the end begins is finished.
     with Server(quantized(), *SLOW_DEVICE, listen="unix:" + path) as server:
         call = server.client.kserve.ModelInfer.future(slow_request(), timeout=60 * SLOW)
         time.sleep(0.2)
