@@ -20,6 +20,9 @@
 #include "hal/hal.h"
 
 #define BW_BITSTREAM_PAYLOADS_MAX 8
+/* Most bytes of a file that is loaded: configurations of large cards have some hundred megabytes. Such files are read,
+ * not mapped, so that what is loaded is what was verified. */
+#define BW_BITSTREAM_FILE_MAX ((size_t)1 << 30)
 
 typedef struct bw_bitstream_payload {
     char kind[32];

@@ -46,14 +46,15 @@ int bw_cmd_load(int argc, char **argv)
     if (!uri)
         return bw_cli_usage("load", "--device is missing");
     const char *path = argv[optind];
-    const void *bytes = NULL;
+    void *bytes = NULL;
     size_t size = 0;
     char signer[BW_SIGNER_NAME] = "";
     bw_error err;
     bw_bitstream *b = calloc(1, sizeof *b);
     bw_device *device = NULL;
     bw_device_info before, after;
-    bw_status status = b ? bw_file_map(path, &bytes, &size, &err) : bw_fail(&err, BW_NO_MEMORY, "no memory");
+    bw_status status =
+        b ? bw_file_read(path, BW_BITSTREAM_FILE_MAX, &bytes, &size, &err) : bw_fail(&err, BW_NO_MEMORY, "no memory");
     if (!status) {
         status = bw_signature_check(bytes, size, trust, required, signer, &err);
         if (!status)
@@ -74,7 +75,7 @@ int bw_cmd_load(int argc, char **argv)
                b->name, after.bitstream, after.uri, *signer ? ", signed by " : "", signer);
     if (device)
         bw_device_close(device);
-    bw_file_unmap(bytes, size);
+    free(bytes);
     free(b);
     return status ? bw_cli_fail("load", &err) : BW_EXIT_OK;
 }

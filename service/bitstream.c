@@ -24,23 +24,6 @@ const char *bw_bitstream_device(const char *text, size_t *length)
     return NULL;
 }
 
-/* A copy, so that what is loaded is what was verified, whoever writes to the file meanwhile. */
-static bw_status read_copy(const char *path, void **bytes, size_t *size, bw_error *err)
-{
-    const void *mapped;
-    *bytes = NULL;
-    bw_status status = bw_file_map(path, &mapped, size, err);
-    if (status)
-        return status;
-    *bytes = malloc(*size ? *size : 1);
-    if (*bytes)
-        memcpy(*bytes, mapped, *size);
-    else
-        status = bw_fail(err, BW_NO_MEMORY, "%s: no memory for %zu bytes", path, *size);
-    bw_file_unmap(mapped, *size);
-    return status;
-}
-
 static bw_status load_on(bw_device *device, const bw_bitstream *b, const void *bytes, size_t size, const char *signer,
                          bw_error *err)
 {
@@ -92,7 +75,7 @@ bw_status bw_bitstream_load(const char *text, const char *trust_dir, int require
     void *bytes = NULL;
     bw_status status = path && b ? BW_OK : bw_fail(err, BW_NO_MEMORY, "out of memory for a bitstream");
     if (!status)
-        status = read_copy(path, &bytes, &size, err);
+        status = bw_file_read(path, BW_BITSTREAM_FILE_MAX, &bytes, &size, err);
     if (!status) {
         status = bw_signature_check(bytes, size, trust_dir, require_signed, signer, err);
         if (!status)
