@@ -24,6 +24,7 @@
 #include "hal/internal.h"
 #include "sim/sim.h"
 #include "tests/support/devices.h"
+#include "tests/support/footprint.h"
 #include "tests/support/random_program.h"
 
 #define MS              UINT64_C(1000000)
@@ -635,6 +636,47 @@ static void memory_is_shared_and_refused(void **state)
 
 /* ------------------------------------------------------------------------------------------------------------------ */
 
+static void many_runs_leave_nothing(void **state)
+{
+    (void)state;
+    const int rounds = getenv("BW_LONG") ? 20 : 2, runs = 500;
+    const char *san = getenv("BW_SAN");
+    bw_device *dev;
+    bw_image *keep;
+    work w;
+    bw_footprint before = {0};
+    make_work(90, &w);
+    assert_ok(bw_device_open("opencl:0", &dev, &err));
+    assert_ok(load(dev, &w, &keep));
+    for (int round = -1; round < rounds; round++) { /* the first makes the driver's own threads and buffers */
+        for (int i = 0; i < runs / 50; i++) {       /* images come and go */
+            work v;
+            bw_image *image;
+            make_work(100 + (uint64_t)i, &v);
+            assert_ok(load(dev, &v, &image));
+            assert_right(image, &v);
+            bw_image_release(image);
+            free_work(&v);
+            for (int k = 0; k < 49; k++)
+                assert_right(keep, &w);
+        }
+        if (round == 0) /* a reset leaves nothing either */
+            assert_ok(bw_device_reset(dev, &err));
+        const bw_footprint now = bw_footprint_of(getpid());
+        if (round == -1)
+            before = now;
+        print_message("# %d runs: %u files, %u threads, %ld KiB\n", (round + 2) * runs, now.files, now.threads,
+                      now.anonymous_kib);
+        assert_int_equal(now.files, before.files);
+        assert_int_equal(now.threads, before.threads);
+        if (!san || !*san) /* a sanitizer keeps what was freed */
+            assert_true(now.anonymous_kib - before.anonymous_kib < 16384);
+    }
+    bw_image_release(keep);
+    bw_device_close(dev);
+    free_work(&w);
+}
+
 static int remove_folder(const char *path)
 {
     char command[700];
@@ -656,6 +698,7 @@ int main(void)
         cmocka_unit_test(two_devices_in_a_process),
         cmocka_unit_test(batches_of_any_size),
         cmocka_unit_test(memory_is_shared_and_refused),
+        cmocka_unit_test(many_runs_leave_nothing),
     };
     const char *tmp = getenv("TMPDIR");
     bw_device *dev;

@@ -24,6 +24,7 @@
 #include "hal/hal.h"
 #include "kernels/xclbin.h"
 #include "sim/sim.h"
+#include "tests/support/footprint.h"
 #include "tests/support/random_program.h"
 
 #define MS UINT64_C(1000000)
@@ -494,41 +495,6 @@ static void bitstreams(void **state)
 
 /* --- many runs ---------------------------------------------------------------------------------------------------- */
 
-static unsigned count_files(void)
-{
-    unsigned n = 0;
-    DIR *d = opendir("/proc/self/fd");
-    while (d && readdir(d))
-        n++;
-    closedir(d);
-    return n;
-}
-
-static unsigned count_threads(void)
-{
-    unsigned n = 0;
-    DIR *d = opendir("/proc/self/task");
-    while (d && readdir(d))
-        n++;
-    closedir(d);
-    return n;
-}
-
-/* Anonymous memory of a process in KiB. */
-static long resident(pid_t pid)
-{
-    char path[64], line[128];
-    long kib = 0;
-    snprintf(path, sizeof path, "/proc/%d/status", pid);
-    FILE *f = fopen(path, "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "RssAnon: %ld", &kib) == 1)
-            break;
-    if (f)
-        fclose(f);
-    return kib;
-}
-
 static void many_runs(void **state)
 {
     (void)state;
@@ -537,8 +503,7 @@ static void many_runs(void **state)
     bw_device *dev = open_device("xrt:0");
     work keep;
     make_work(dev, 90, &keep);
-    unsigned files = 0, threads = 0;
-    long memory = 0, card_memory = 0;
+    bw_footprint before = {0}, card_before = {0};
     for (int round = -1; round < rounds; round++) {
         for (int i = 0; i < runs / 100; i++) { /* images come and go */
             work w;
@@ -552,20 +517,19 @@ static void many_runs(void **state)
             assert_int_equal(bw_device_reset(dev, &err), BW_OK);
         pid_t pid;
         assert_int_equal(cards(&pid, 1), 1);
+        const bw_footprint now = bw_footprint_of(getpid()), card = bw_footprint_of(pid);
         if (round == -1) {
-            files = count_files();
-            threads = count_threads();
-            memory = resident(getpid());
-            card_memory = resident(pid);
+            before = now;
+            card_before = card;
         }
-        assert_int_equal(count_files(), files);
-        assert_true(count_threads() <=
-                    threads + 1); /* a scheduler of XRT's that has had its day goes at the next run */
-        print_message("# %d runs: %u files, %u threads, %ld + %ld KiB\n", (round + 2) * runs, files, threads,
-                      resident(getpid()), resident(pid));
+        assert_int_equal(now.files, before.files);
+        assert_true(now.threads <=
+                    before.threads + 1); /* a scheduler of XRT's that has had its day ends at the next run */
+        print_message("# %d runs: %u files, %u threads, %ld + %ld KiB\n", (round + 2) * runs, now.files, now.threads,
+                      now.anonymous_kib, card.anonymous_kib);
         if (!san || !*san) { /* a sanitizer keeps what was freed */
-            assert_true(resident(getpid()) - memory < 4096);
-            assert_true(resident(pid) - card_memory < 8192);
+            assert_true(now.anonymous_kib - before.anonymous_kib < 4096);
+            assert_true(card.anonymous_kib - card_before.anonymous_kib < 8192);
         }
     }
     assert_int_equal(info_of(dev).faults, 0);
