@@ -9,6 +9,7 @@
 
 #include "hal/base.h"
 #include "hal/signature.h"
+#include "kernels/xclbin.h"
 
 #define VERSION       1u
 #define PREAMBLE      16u
@@ -387,5 +388,23 @@ bw_status bw_bitstream_write(bw_bitstream *bits, void **bytes, size_t *size, bw_
     }
     *bytes = file;
     *size = total;
+    return BW_OK;
+}
+
+bw_status bw_bitstream_of_xclbin(const void *bytes, size_t size, bw_bitstream *bits, bw_error *err)
+{
+    bw_xclbin x;
+    memset(bits, 0, sizeof *bits);
+    bw_status status = bw_xclbin_parse(bytes, size, &x, err);
+    if (status)
+        return status;
+    snprintf(bits->interface_id, sizeof bits->interface_id, "%s", x.accelerator.interface_id);
+    snprintf(bits->part, sizeof bits->part, "%s", x.accelerator.platform);
+    snprintf(bits->name, sizeof bits->name, "%s", x.accelerator.name);
+    bits->offers = x.accelerator.offers;
+    bits->payload_count = 1;
+    snprintf(bits->payloads[0].kind, sizeof bits->payloads[0].kind, "xclbin");
+    bits->payloads[0].bytes = bytes;
+    bits->payloads[0].size = size;
     return BW_OK;
 }

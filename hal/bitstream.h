@@ -49,6 +49,10 @@ bw_status bw_bitstream_parse(const void *bytes, size_t size, bw_bitstream *bitst
  * BW_INVALID_ARGUMENT: no payload, or a field that the parser would refuse. BW_NO_MEMORY. */
 bw_status bw_bitstream_write(bw_bitstream *bitstream, void **bytes, size_t *size, bw_error *err);
 
+/* Describes an xclbin (kernels/xclbin.h) as the one payload; `bytes` are borrowed as long as *bitstream is used. As
+ * bw_xclbin_parse. */
+bw_status bw_bitstream_of_xclbin(const void *bytes, size_t size, bw_bitstream *bitstream, bw_error *err);
+
 /* "offers" of the header, also used inside payloads: what a device can run, as a JSON object. `where` starts the error
  * messages. BW_CORRUPT: a member is missing or of the wrong type; BW_VERSION_MISMATCH: an unknown name.
  * bw_requirements_to_json returns a new reference, NULL when out of memory. */

@@ -7,7 +7,6 @@
 #include "hal/bitstream.h"
 #include "hal/signature.h"
 #include "host/cmd.h"
-#include "kernels/xclbin.h"
 #include "sim/sim.h"
 
 static const char load_help[] =
@@ -94,21 +93,8 @@ static const char bitstream_help[] =
 static bw_status describe_file(const void *bytes, size_t size, const char *uri, bw_bitstream *b, bw_error *err)
 {
     static const char abi[] = "#define BW_CL_ABI ";
-    b->payload_count = 1;
-    b->payloads[0].bytes = bytes;
-    b->payloads[0].size = size;
-    if (size >= 7 && memcmp(bytes, "xclbin2", 7) == 0) {
-        bw_xclbin x;
-        bw_status status = bw_xclbin_parse(bytes, size, &x, err);
-        if (status)
-            return status;
-        snprintf(b->payloads[0].kind, sizeof b->payloads[0].kind, "xclbin");
-        snprintf(b->part, sizeof b->part, "%s", x.accelerator.platform);
-        snprintf(b->interface_id, sizeof b->interface_id, "%s", x.accelerator.interface_id);
-        snprintf(b->name, sizeof b->name, "%s", x.accelerator.name);
-        b->offers = x.accelerator.offers;
-        return BW_OK;
-    }
+    if (size >= 7 && memcmp(bytes, "xclbin2", 7) == 0)
+        return bw_bitstream_of_xclbin(bytes, size, b, err);
     if (!(size >= 8 && memcmp(bytes, "BWCLBIN1", 8) == 0) && !memmem(bytes, size, abi, sizeof abi - 1))
         return bw_fail(err, BW_CORRUPT,
                        "it is no xclbin, no program binary of the OpenCL cache, and no kernels in OpenCL C that define "
@@ -130,6 +116,9 @@ static bw_status describe_file(const void *bytes, size_t size, const char *uri, 
     snprintf(b->interface_id, sizeof b->interface_id, "%s", info.interface_id);
     snprintf(b->name, sizeof b->name, "OpenCL kernels");
     b->offers = info.offers;
+    b->payload_count = 1;
+    b->payloads[0].bytes = bytes;
+    b->payloads[0].size = size;
     return BW_OK;
 }
 

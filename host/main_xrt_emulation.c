@@ -48,10 +48,9 @@ static bw_status fail_path(bw_error *err, const char *path)
 
 static bw_status write_file(const char *path, int container, bw_error *err)
 {
-    const bw_accelerator *a = bw_accelerator_find(NULL);
     void *xclbin, *bytes = NULL;
     size_t size;
-    bw_status status = bw_xclbin_write(a, NULL, 0, &xclbin, &size, err);
+    bw_status status = bw_xclbin_write(bw_accelerator_find(NULL), NULL, 0, &xclbin, &size, err);
     if (status)
         return status;
     bw_slice slice = {xclbin, size};
@@ -61,15 +60,9 @@ static bw_status write_file(const char *path, int container, bw_error *err)
             free(xclbin);
             return bw_fail(err, BW_NO_MEMORY, "no memory for a bitstream");
         }
-        snprintf(bits->interface_id, sizeof bits->interface_id, "%s", a->interface_id);
-        snprintf(bits->part, sizeof bits->part, "%s", a->platform);
-        snprintf(bits->name, sizeof bits->name, "%s", a->name);
-        bits->offers = a->offers;
-        bits->payload_count = 1;
-        snprintf(bits->payloads[0].kind, sizeof bits->payloads[0].kind, "xclbin");
-        bits->payloads[0].bytes = xclbin;
-        bits->payloads[0].size = size;
-        status = bw_bitstream_write(bits, &bytes, &size, err);
+        status = bw_bitstream_of_xclbin(xclbin, size, bits, err);
+        if (!status)
+            status = bw_bitstream_write(bits, &bytes, &size, err);
         slice = (bw_slice){bytes, size};
         free(bits);
     }

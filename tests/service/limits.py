@@ -294,5 +294,5 @@ def quiet_says_nothing():
 
 
 run([full_queue_is_refused_at_once, a_cancelled_request_leaves_the_queue, two_hundred_connections, connection_limit,
-     few_descriptors, idle_connections_are_closed, slow_upload_is_cut_off, bad_arguments, bad_packages, port_in_use, unix_domain_socket,
-     a_directory_of_models_on_two_devices, quiet_says_nothing])
+     few_descriptors, idle_connections_are_closed, slow_upload_is_cut_off, bad_arguments, bad_packages, port_in_use,
+     unix_domain_socket, a_directory_of_models_on_two_devices, quiet_says_nothing])

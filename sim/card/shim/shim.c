@@ -284,8 +284,7 @@ int __wrap_usleep(unsigned us)
     static __thread unsigned requests_before, news_before;
     static __thread int64_t last_ms;
     if (requests != requests_before) { /* a command is under way: the card makes it wait while it works on it */
-        /* Whoever waits for the lock of a slow command, to abort it for example, would not wake up in time to get it.
-         */
+        /* Without a pause whoever waits for the lock, to abort a slow command for example, would never get it. */
         const int64_t now = now_ms();
         if (now == last_ms)
             __real_usleep(us);
