@@ -231,7 +231,7 @@ typedef void (*dot_fn)(const bw_dot_args *g);
 /* Pixels that leave the registers room, by block. */
 #define P16 8
 #define P32 7
-#define P64 6
+#define P64 7
 
 #define DEFINE8(P)                                                                                                     \
     static void dot8_p##P##_t1_b16(const bw_dot_args *g)                                                               \
