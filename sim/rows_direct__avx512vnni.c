@@ -123,7 +123,7 @@ INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, si
                           vf s[DIRECT_PIXELS][DIRECT_TILES])
 {
     const size_t c = t * 16, left = g->n - c; /* channels from here on */
-    const int whole = left >= (size_t)T * 16;
+    const int whole = B == 64 || left >= (size_t)T * 16;
     if (residual == SIDE_FP16 && whole) {
         const uint8_t *b = to->b.first.codes + p * to->b.code_pixel + c * 2;
 #pragma GCC unroll 8
@@ -171,23 +171,24 @@ INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, si
             for (int i = 0; i < P; i++)
                 s[i][T - 1] = v_keep(s[i][T - 1], left - 16 * (size_t)(T - 1));
         }
-        /* 64 values at a time: those of 4, 2 or 1 pixels, with zeros for what is missing of a block of 32. */
-        const int each = T == 4 ? 1 : B == 16 && T == 1 ? 4 : 2;
-        const size_t bytes = B == 16 ? 16 * (size_t)T : B;
+        /* Four blocks at a time, as that is what finding their exponents takes, or three of 64 values; a block of 32
+         * may have a tile alone, and zeros. */
+        const int per = B == 16 ? T : (int)B / 16, each = B == 64 ? P : B == 16 && T == 2 ? 2 : 4; /* vectors, pixels */
+        const size_t bytes = 16 * (size_t)per, blocks = bytes / B;
 #pragma GCC unroll 4
         for (int next = 0; next < P; next += each) {
             const int i = next + each > P ? P - each : next; /* some of the last ones are done twice */
-            uint8_t buffer[64], *codes = to->block.first.codes + (p + (size_t)i) * to->block.code_pixel + c;
+            uint8_t buffer[192], *codes = to->block.first.codes + (p + (size_t)i) * to->block.code_pixel + c;
             int8_t four[4], *exps = to->block.first.exps + (p + (size_t)i) * to->block.exp_pixel + c / B;
-            vf y[4];
+            vf y[12];
+#pragma GCC unroll 12
+            for (int k = 0; k < each * per; k++)
+                y[k] = k % per < T ? s[i + k / per][k % per] : v_set(0.0f);
+            write_int(&to->block, (int)B, each * per, relu, y, (spot){buffer, four});
 #pragma GCC unroll 4
-            for (int k = 0; k < 4; k++)
-                y[k] = k % (4 / each) < T ? s[i + k / (4 / each)][k % (4 / each)] : v_set(0.0f);
-            write_int(&to->block, (int)B, 4, relu, y, (spot){buffer, four});
-#pragma GCC unroll 4
-            for (int k = 0; k < each; k++, codes += to->block.code_pixel, exps += to->block.exp_pixel) {
-                memcpy(codes, buffer + bytes * (size_t)k, bytes);
-                memcpy(exps, four + bytes / B * (size_t)k, bytes / B);
+            for (size_t k = 0; k < (size_t)each; k++, codes += to->block.code_pixel, exps += to->block.exp_pixel) {
+                memcpy(codes, buffer + bytes * k, bytes);
+                memcpy(exps, four + blocks * k, blocks);
             }
         }
     }

@@ -295,19 +295,19 @@ INLINE int block_scales(const side *d, int block, int vectors, int relu, const v
         keep_in_memory(&scales[b / 4]);
         const int32_t bytes = _mm_cvtsi128_si32(
             _mm_shuffle_epi8(e, _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1)));
-        memcpy(exps + b, &bytes, left > 3 ? 4 : left > 1 ? 2 : 1);
+        memcpy(exps + b, &bytes, left > 3 ? 4 : (size_t)left);
     }
     return over;
 }
 
-/* Within the exponent range |y| * 2^-e is below 2^m, so that rounding leaves
- * the codes by one at most, and bytes can be clamped instead of floats. With
- * relu negative values may be anything: packing saturates. */
+/* At most 8 blocks and 16 vectors, whole 64s of values. Within the exponent range |y| * 2^-e is below 2^m, so that
+ * rounding leaves the codes by one at most, and bytes can be clamped instead of floats. With relu negative values may
+ * be anything: packing saturates. */
 INLINE void write_int(const side *d, int block, int vectors, int relu, const vf *y, spot at)
 {
     four_factors scales[2];
     const int over = block_scales(d, block, vectors, relu, y, at.exps, scales);
-    vi q[CHUNK_VECTORS];
+    vi q[16];
 #pragma GCC unroll 16
     for (int i = 0; i < vectors; i++) {
         const int b = i * V_LANES / block;
