@@ -248,7 +248,7 @@ static inline size_t bw_dot_sums(int is_signed)
 /* Class S8, for an ISA and how its CPUs execute it. */
 typedef struct bw_byte_kernels {
     int scale_bias;                       /* of the panel's scales */
-    unsigned group[3];                    /* pixels per call, for blocks of 16, 32, and 64 or 128 */
+    unsigned group[2];                    /* pixels per call, for blocks of 16 and longer ones */
     unsigned tiles;                       /* per call, at most */
     void (*dot)(const bw_dot_args *args); /* without sums: one pixel */
     void (*sum)(const int8_t *weights, const int8_t *exps, size_t blocks, size_t block, int is_signed, int32_t *sums);

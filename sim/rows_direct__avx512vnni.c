@@ -84,8 +84,11 @@ INLINE void direct_sums(const bw_direct *g, const uint8_t *codes, const int32_t 
 #pragma GCC unroll 4
                 for (int i = 0; i < T; i++)
                     d[p][i] = first[i];
+            size_t steps = B / 4;
+            if (B == 64)
+                __asm__("" : "+r"(steps)); /* a loop of known length makes compilers spill */
 #pragma GCC unroll 8
-            for (size_t k = 0; k < B / 4; k++) {
+            for (size_t k = 0; k < steps; k++) {
                 __m512i v[DIRECT_TILES];
 #pragma GCC unroll 4
                 for (int i = 0; i < T; i++)
