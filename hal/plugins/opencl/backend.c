@@ -82,7 +82,10 @@ static bw_status start(bw_cl_device *dev, bw_error *err)
     if (code == CL_SUCCESS)
         dev->queue = clCreateCommandQueue(dev->context, dev->id, 0, &code);
     if (code == CL_DEVICE_NOT_AVAILABLE)
-        return bw_fail(err, BW_BUSY, "the device is not available: another process may hold it");
+        return bw_fail(err, BW_BUSY,
+                       "%.100s is not available, another process may hold it: end that, or take another "
+                       "device (blockwave devices lists them)",
+                       dev->info.name);
     if (code != CL_SUCCESS)
         return bw_fail(err, BW_DEVICE_LOST, "the device cannot be used: %s", bw_cl_error(code));
     return bw_cl_build(dev->context, dev->id, dev->payload, dev->payload_size, &dev->program, dev->kernels, err);

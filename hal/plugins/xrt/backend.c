@@ -102,6 +102,12 @@ static bw_status xrt_enumerate(unsigned index, bw_device_info *info, bw_error *e
         return status == BW_NOT_FOUND ? bw_fail(err, BW_UNSUPPORTED, "%s", err ? err->message : "") : status;
     fill_info(&card, &xclbin.accelerator, info);
     snprintf(info->uri, sizeof info->uri, "xrt:%u", index);
+    bw_holder holder;
+    if (bw_xrt_card_claimed(index, &card, &holder)) {
+        char who[BW_HOLDER_TEXT];
+        const size_t at = strlen(info->name);
+        snprintf(info->name + at, sizeof info->name - at, ", in use by %s", bw_holder_text(&holder, who));
+    }
     return BW_OK;
 }
 

@@ -32,6 +32,7 @@ typedef struct bw_xrt_card {
     const bw_xrt_api *xrt;
     pthread_mutex_t lock;
 
+    bw_claim *claim; /* NULL: none could be kept */
     xrtDeviceHandle device;
     void *payload; /* the xclbin it is configured with, for a reset; NULL: none */
     size_t payload_size;
