@@ -53,8 +53,20 @@ static bw_status no_room(const bw_device *dev, const bw_image *image, uint64_t m
                    limit == memory_bytes ? "take a smaller model or another device" : "raise the budget");
 }
 
+/* The caller is the worker of an abandoned device: what it holds of it is not there any more. */
+static bool is_orphan(const bw_device *dev, unsigned life)
+{
+    return dev->abandoned || dev->life != life;
+}
+
+static bw_status fail_orphan(bw_error *err)
+{
+    return bw_fail(err, BW_DEVICE_LOST, "the device was given up meanwhile");
+}
+
 bw_status bw_image_make_resident(bw_device *dev, bw_image *image, bw_error *err)
 {
+    const unsigned life = dev->life;
     bw_device_info info;
     memset(&info, 0, sizeof info);
     pthread_mutex_unlock(&dev->lock);
@@ -65,21 +77,23 @@ bw_status bw_image_make_resident(bw_device *dev, bw_image *image, bw_error *err)
     if (!status)
         status = bw_requirements_met(&image->program.needs, &info.offers, err);
     pthread_mutex_lock(&dev->lock);
-    if (status)
-        return status;
+    if (status || is_orphan(dev, life))
+        return status ? status : fail_orphan(err);
     const uint64_t limit = limit_of(dev, info.memory_bytes);
     if (image->memory > limit)
         return no_room(dev, image, info.memory_bytes, err);
-    while (dev->memory_used > limit - image->memory && evict_one(dev, image)) {
+    while (!is_orphan(dev, life) && dev->memory_used > limit - image->memory && evict_one(dev, image)) {
     }
+    if (is_orphan(dev, life))
+        return fail_orphan(err);
     void *handle = NULL;
     do {
         pthread_mutex_unlock(&dev->lock);
         status = dev->backend->image_load(dev->handle, &image->program, image->constants, &handle, err);
         pthread_mutex_lock(&dev->lock);
-    } while (status == BW_NO_MEMORY && !dev->abandoned && evict_one(dev, image));
-    if (status)
-        return status;
+    } while (status == BW_NO_MEMORY && !is_orphan(dev, life) && evict_one(dev, image) && !is_orphan(dev, life));
+    if (status || is_orphan(dev, life))
+        return status ? status : fail_orphan(err);
     image->handle = handle;
     image->last_use = ++dev->uses;
     dev->memory_used += image->memory;

@@ -250,6 +250,19 @@ bw_status bw_xrt_card_find(unsigned index, bw_xrt_card_info *info, bw_error *err
     return find_emulated(index, mode, info, err);
 }
 
+bw_status bw_xrt_card_present(const bw_xrt_card_info *info, bw_error *err)
+{
+    bw_error why;
+    if (!info->address[0])
+        return check_model(info->mode, &why) ? bw_fail(err, BW_DEVICE_LOST, "%s", why.message) : BW_OK;
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, DRIVER "/%s", info->address);
+    return access(path, F_OK) == 0
+               ? BW_OK
+               : bw_fail(err, BW_DEVICE_LOST, "the card at %s has left the bus, or its driver xocl: %s is missing",
+                         info->address, path);
+}
+
 /* --- claims ------------------------------------------------------------------------------------------------------- */
 
 static const char *claim_name(unsigned index, const bw_xrt_card_info *info, char name[64])

@@ -25,6 +25,9 @@ typedef struct bw_xrt_card_info {
  * BW_UNSUPPORTED: XRT cannot be used, or there is no card at all: the message says what to do. */
 bw_status bw_xrt_card_find(unsigned index, bw_xrt_card_info *info, bw_error *err);
 
+/* Whether a card that was there still is: on the bus; or its program, where it is emulated. BW_DEVICE_LOST. Cheap. */
+bw_status bw_xrt_card_present(const bw_xrt_card_info *info, bw_error *err);
+
 /* One process at a time has a card: by its bus address, or by the folder that describes it. A process of its own is
  * behind each opened emulated card; the claim makes them as scarce as cards are. Without a place for claims (logged)
  * XRT's own checks are all there is. BW_BUSY: names the card and who has it. */
