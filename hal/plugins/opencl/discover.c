@@ -158,6 +158,12 @@ bw_status bw_cl_find(unsigned wanted, cl_device_id *id, bw_error *err)
                    wanted, seen - 1);
 }
 
+int bw_cl_is_cpu(cl_device_id id)
+{
+    cl_device_type type = 0;
+    return clGetDeviceInfo(id, CL_DEVICE_TYPE, sizeof type, &type, NULL) == CL_SUCCESS && type & CL_DEVICE_TYPE_CPU;
+}
+
 bw_status bw_cl_check(cl_device_id id, bw_error *err)
 {
     char version[128], profile[64];
