@@ -23,7 +23,7 @@
 #define BW_MODEL_IO_MAX 64
 
 typedef struct bw_model_ops {
-    /* As bw_session_run; from several threads at once. */
+    /* As bw_session_run; from several threads at once. BW_BUSY: no device is in use at the moment. */
     bw_status (*run)(void *self, const bw_array *inputs, bw_array *outputs, const bw_run_options *options,
                      bw_error *err);
     /* 0: every device is lost at the moment, runs can only fail. */

@@ -48,7 +48,7 @@ static bw_status run(void *self, const bw_array *inputs, bw_array *outputs, cons
     for (;;) {
         replica *r = choose(p);
         if (!r)
-            return bw_fail(err, BW_DEVICE_LOST,
+            return bw_fail(err, BW_BUSY,
                            "every device of this model is lost, and being tried again: repeat the request later");
         atomic_fetch_add(&r->runs, 1);
         bw_status status = bw_session_run(r->session, inputs, outputs, options, err);

@@ -217,6 +217,49 @@ def a_bitstream_is_loaded_again():
             same(infer_value(call(picture_request(seed), timeout=30 * SLOW)), wanted[seed])
 
 
+def stuck_backend():
+    """The plug-in of docs/backend.md, whose third run ignores cancellation and abort for good."""
+    folder = os.path.join(WORK, "stuck")
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(os.environ["BW_TOP"], "docs/backend.md")) as f:
+        code = f.read().split("```c\n", 1)[1].split("```", 1)[0]
+    body = "    atomic_store(&d->aborted, 0);\n"
+    assert code.count(body) == 1
+    code = code.replace(body, body + "    static atomic_int runs;\n    if (atomic_fetch_add(&runs, 1) == 2)\n"
+                                     "        for (;;)\n            pause();\n")
+    code = code.replace("1u << BW_FORMAT_BF16", "1u << BW_FORMAT_BF16 | 1u << BW_FORMAT_FP16")
+    source = os.path.join(folder, "mine.c")
+    with open(source, "w") as f:
+        f.write("#define _GNU_SOURCE\n#include <unistd.h>\n" + code)
+    subprocess.run([os.environ.get("CC", "cc"), "-std=c11", "-shared", "-fPIC", f"-I{os.environ['BW_TOP']}", "-o",
+                    os.path.join(folder, "libbw_hal_mine.so"), source], check=True)
+    return folder
+
+
+def a_run_that_nothing_ends():
+    """The device is given up, its thread left behind; the service opens it anew and goes on."""
+    model = quantized("msfp12", "--format", "msfp12")
+    wanted, before = [], ("env", f"BW_PLUGIN_PATH={stuck_backend()}")
+    ask = lambda server, seed: infer_value(server.client.kserve.ModelInfer(
+        infer_request("msfp12", {"image": np.random.default_rng(seed).random((1, 1, 32, 32), "<f4")}), timeout=30 * SLOW))
+    with Server(model, "--device", "sim:") as server:
+        wanted = [ask(server, seed) for seed in range(4)]
+    with Server(model, "--device", "mine:0", "--timeout-seconds", "1", before=before) as server:
+        same(ask(server, 0), wanted[0])
+        started = time.time()
+        try:
+            ask(server, 1)
+            raise AssertionError("an answer of a run that never ends")
+        except grpc.RpcError as error:
+            assert error.code().name in ("UNAVAILABLE", "DEADLINE_EXCEEDED"), error
+        assert time.time() - started < 5 * SLOW
+        until(lambda: "is back after" in server.text(), "back", server)
+        for seed in range(4):
+            same(ask(server, seed), wanted[seed])
+        assert "a run did not end within" in server.text(), server.text()
+        assert server.client.health.Check(health_pb2.HealthCheckRequest(), timeout=10 * SLOW).status == 1
+
+
 def a_server_ends_while_a_device_is_out():
     with Server(quantized(), "--device", "sim:?fault=lost@2") as server:
         fails("UNAVAILABLE", ".", server.client.kserve.ModelInfer, slow_request())
@@ -300,5 +343,5 @@ run([same_bits_as_the_command_line, deadlines, the_server_has_a_deadline_of_its_
      a_lost_device_is_replaced_by_the_other, without_devices_health_says_so, a_lost_device_comes_back,
      another_device_answers_until_it_is_back, wrong_bits_keep_a_device_out, another_bitstream_after_the_reset,
      a_bitstream_is_loaded_again,
-     a_server_ends_while_a_device_is_out, models_take_turns_on_a_small_device,
+     a_run_that_nothing_ends, a_server_ends_while_a_device_is_out, models_take_turns_on_a_small_device,
      a_package_that_no_device_can_run, bitstreams])
