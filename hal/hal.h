@@ -59,7 +59,8 @@ bw_status bw_device_enumerate(int (*each)(const bw_device_info *info, void *user
 /* URI: BACKEND ':' [TARGET] ['?' KEY '=' VALUE ['&' ...]]: "sim:", "sim:reference", "sim:u250?threads=1&isa=avx2",
  * "opencl:0"; at most 127 characters. Opening the same URI twice in a process gives the same device, reference counted.
  * docs/hal.md lists the backends' targets and options.
- * BW_INVALID_ARGUMENT: not a URI. BW_NOT_FOUND: no such backend (names the known ones) or target. */
+ * BW_INVALID_ARGUMENT: not a URI. BW_NOT_FOUND: no such backend (names the known ones) or target. BW_BUSY: another
+ * process has the device (names both). BW_UNSUPPORTED: what it needs is missing (names it). */
 bw_status bw_device_open(const char *uri, bw_device **device, bw_error *err);
 void bw_device_close(bw_device *device);
 bw_status bw_device_info_get(bw_device *device, bw_device_info *info, bw_error *err);

@@ -16,8 +16,9 @@ void bw_image_unload_locked(bw_device *dev, bw_image *image)
         return;
     image->handle = NULL;
     dev->memory_used -= image->memory;
+    void *device = dev->handle;
     pthread_mutex_unlock(&dev->lock);
-    dev->backend->image_release(dev->handle, handle);
+    dev->backend->image_release(device, handle);
     pthread_mutex_lock(&dev->lock);
 }
 
@@ -67,10 +68,11 @@ static bw_status fail_orphan(bw_error *err)
 bw_status bw_image_make_resident(bw_device *dev, bw_image *image, bw_error *err)
 {
     const unsigned life = dev->life;
+    void *device = dev->handle;
     bw_device_info info;
     memset(&info, 0, sizeof info);
     pthread_mutex_unlock(&dev->lock);
-    bw_status status = dev->backend->info(dev->handle, &info, err);
+    bw_status status = dev->backend->info(device, &info, err);
     if (!status && !info.offers.opcodes)
         status =
             bw_fail(err, BW_INCOMPATIBLE, "the device holds no configuration: load a bitstream first (blockwave load)");
@@ -89,7 +91,7 @@ bw_status bw_image_make_resident(bw_device *dev, bw_image *image, bw_error *err)
     void *handle = NULL;
     do {
         pthread_mutex_unlock(&dev->lock);
-        status = dev->backend->image_load(dev->handle, &image->program, image->constants, &handle, err);
+        status = dev->backend->image_load(device, &image->program, image->constants, &handle, err);
         pthread_mutex_lock(&dev->lock);
     } while (status == BW_NO_MEMORY && !is_orphan(dev, life) && evict_one(dev, image) && !is_orphan(dev, life));
     if (status || is_orphan(dev, life))

@@ -110,12 +110,12 @@ static bool run_one(bw_device *dev)
     bw_status status = image->handle ? BW_OK : bw_image_make_resident(dev, image, &error);
     bool restored = status == BW_OK;
     if (restored && !dev->abandoned && dev->life == life) {
-        pthread_mutex_unlock(&dev->lock);
         const bw_backend *b = dev->backend;
-        status = fence->spent_ns
-                     ? b->run_timed(dev->handle, image->handle, fence->in, fence->out, fence->batch, &fence->cancel,
-                                    fence->spent_ns, &error)
-                     : b->run(dev->handle, image->handle, fence->in, fence->out, fence->batch, &fence->cancel, &error);
+        void *device = dev->handle, *loaded = image->handle; /* others, once the device is abandoned and opened anew */
+        pthread_mutex_unlock(&dev->lock);
+        status = fence->spent_ns ? b->run_timed(device, loaded, fence->in, fence->out, fence->batch, &fence->cancel,
+                                                fence->spent_ns, &error)
+                                 : b->run(device, loaded, fence->in, fence->out, fence->batch, &fence->cancel, &error);
         pthread_mutex_lock(&dev->lock);
     }
     if (dev->abandoned || dev->life != life) {
