@@ -29,13 +29,16 @@ typedef struct package_model {
     replica replicas[];
 } package_model;
 
-/* The one in use with the fewest runs under way. A lost device fails at once and would draw all work to itself. */
-static replica *choose(package_model *p)
+/* The one in use with the fewest runs under way, other than `except` (may be NULL). A lost device fails at once and
+ * would draw all work to itself. */
+static replica *choose(package_model *p, const replica *except)
 {
     replica *best = NULL;
     for (size_t i = 0; i < p->count; i++) {
         replica *r = &p->replicas[i];
-        if (!bw_fleet_is_out(p->fleet, r->device) && (!best || atomic_load(&r->runs) < atomic_load(&best->runs)))
+        if (r == except || bw_fleet_is_out(p->fleet, r->device))
+            continue;
+        if (!best || atomic_load(&r->runs) < atomic_load(&best->runs))
             best = r;
     }
     return best;
@@ -45,25 +48,31 @@ static bw_status run(void *self, const bw_array *inputs, bw_array *outputs, cons
                      bw_error *err)
 {
     package_model *p = self;
+    const replica *faulted = NULL;
     for (;;) {
-        replica *r = choose(p);
+        replica *r = choose(p, faulted);
         if (!r)
-            return bw_fail(err, BW_BUSY,
-                           "every device of this model is lost, and being tried again: repeat the request later");
+            return faulted ? BW_DEVICE_FAULT /* and its message */
+                           : bw_fail(err, BW_BUSY,
+                                     "every device of this model is lost, and being tried again: repeat the request "
+                                     "later");
         atomic_fetch_add(&r->runs, 1);
         bw_status status = bw_session_run(r->session, inputs, outputs, options, err);
         atomic_fetch_sub(&r->runs, 1);
         const int out =
             (status == BW_DEVICE_LOST || status == BW_DEVICE_FAULT) && bw_fleet_report(p->fleet, r->device, status);
-        /* With another device there is another try: nothing was answered yet. */
-        if (status != BW_DEVICE_LOST || !out)
+        /* With another device there is another try: nothing was answered yet. After a fault only one, for a request may
+         * be what the device cannot bear. */
+        if (status == BW_DEVICE_FAULT && !faulted)
+            faulted = r;
+        else if (status != BW_DEVICE_LOST || !out)
             return status;
     }
 }
 
 static int alive(void *self)
 {
-    return choose(self) != NULL;
+    return choose(self, NULL) != NULL;
 }
 
 static void close_model(void *self)

@@ -94,6 +94,16 @@ def a_fault_costs_one_request():
         same(infer_value(call(slow_request(), timeout=30 * SLOW)), first)
 
 
+def a_fault_is_tried_on_another_device():
+    """Once: a request that two devices cannot bear is answered."""
+    with Server(quantized(), "--device", "sim:?fault=error@2&fault=error@3", "--device", "sim:reference?fault=error@3") as server:
+        call = server.client.kserve.ModelInfer
+        first = infer_value(call(slow_request(), timeout=30 * SLOW))
+        fails("UNAVAILABLE", "injected fault", call, slow_request())
+        same(infer_value(call(slow_request(), timeout=30 * SLOW)), first)
+        assert server.text().count("injected fault in run") >= 3, server.text()
+
+
 def a_lost_device_is_replaced_by_the_other():
     with Server(quantized(), "--device", "sim:?fault=lost@2", "--device", "sim:reference") as server:
         for _ in range(6):
@@ -340,6 +350,7 @@ def bitstreams():
 
 
 run([same_bits_as_the_command_line, deadlines, the_server_has_a_deadline_of_its_own, a_fault_costs_one_request,
+     a_fault_is_tried_on_another_device,
      a_lost_device_is_replaced_by_the_other, without_devices_health_says_so, a_lost_device_comes_back,
      another_device_answers_until_it_is_back, wrong_bits_keep_a_device_out, another_bitstream_after_the_reset,
      a_bitstream_is_loaded_again,

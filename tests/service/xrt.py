@@ -189,6 +189,31 @@ def killed_in_the_middle():
     assert not [pid for pid in left if name(pid)], "processes are left"
 
 
+def a_turned_bit_costs_one_request():
+    """In the weights in the card's memory: found before a run, loaded again; the answers are right before and after."""
+    model, inputs, faults = quantized(), pictures(), os.path.join(WORK, "faults")
+    wanted = expected(model, inputs)
+    os.makedirs(faults, exist_ok=True)
+    before = ["setsid", HELPER, "run", "--faults", faults, "--"]
+    with Server(model, "--device", "xrt:0?scrub=1", before=before) as server:
+        answers = []
+        for i in range(len(inputs)):
+            if i in (2, 5):
+                with open(os.path.join(faults, "new"), "w") as f:
+                    f.write("1")
+                os.rename(os.path.join(faults, "new"), os.path.join(faults, "flip"))
+            try:
+                request = infer_request("slow", {"image": inputs[i:i + 1]})
+                same(infer_value(server.client.kserve.ModelInfer(request, timeout=30 * SLOW)), wanted[i])
+                answers.append(1)
+            except grpc.RpcError as error:
+                assert error.code().name == "UNAVAILABLE" and "memory changed: sum" in error.details(), error
+                answers.append(0)
+        assert answers == [1, 1, 0, 1, 1, 0, 1, 1], answers
+        assert server.text().count("the constants in the card's memory changed") >= 2, server.text()
+        assert server.client.health.Check(health_pb2.HealthCheckRequest(), timeout=10 * SLOW).status == 1
+
+
 def one_card_of_two_is_killed():
     model, inputs = quantized(), pictures()
     wanted = expected(model, inputs)
@@ -196,12 +221,11 @@ def one_card_of_two_is_killed():
         for i in range(24):
             if i % 6 == 3:
                 os.kill(cards(server)[0], signal.SIGKILL)
-            try:
-                reply = server.client.kserve.ModelInfer(infer_request("slow", {"image": inputs[i % 8:i % 8 + 1]}),
-                                                        timeout=10 * SLOW)
-                same(infer_value(reply), wanted[i % 8])
-            except grpc.RpcError as error:
-                assert error.code().name == "UNAVAILABLE", error
+            # The other card answers what this one has not.
+            reply = server.client.kserve.ModelInfer(infer_request("slow", {"image": inputs[i % 8:i % 8 + 1]}),
+                                                    timeout=10 * SLOW)
+            same(infer_value(reply), wanted[i % 8])
+        until(lambda: len(cards(server)) == 2, "two cards", server)
         assert len(cards(server)) == 2
 
 
@@ -304,5 +328,5 @@ why = skip_reason()
 if why:
     print(f"1..1\nok 1 - the service on emulated cards # SKIP {why}")
 else:
-    run([same_bits_as_the_simulator, killed_in_the_middle, one_card_of_two_is_killed, a_card_that_is_away_for_a_while,
+    run([same_bits_as_the_simulator, killed_in_the_middle, one_card_of_two_is_killed, a_turned_bit_costs_one_request, a_card_that_is_away_for_a_while,
          bitstreams])
