@@ -212,10 +212,13 @@ class Bench:
         return target
 
     def package(self, name, model, fmt):
-        target = os.path.join(self.models, f"{name}.{fmt}.bw")
+        """fmt: a format, or FORMAT/BLOCK."""
+        target = os.path.join(self.models, f"{name}.{fmt.replace('/', '-')}.bw")
         tool = os.path.join(BIN, "blockwave-quantize")
         if not self.fresh(target, model, tool):
-            output_of([tool, "-q", model, "-o", target, "--format", fmt, "--name", name])
+            number, _, block = fmt.partition("/")
+            output_of([tool, "-q", model, "-o", target, "--format", number, "--name", name]
+                      + (["--block", block] if block else []))
         return target
 
     def int8(self, name, model, which):
