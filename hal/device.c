@@ -180,6 +180,20 @@ void bw_device_unlist(bw_device *dev)
     pthread_mutex_unlock(&list_lock);
 }
 
+void bw_device_relist(bw_device *dev)
+{
+    pthread_mutex_lock(&list_lock);
+    const bw_device *other = devices;
+    while (other && strcmp(other->uri, dev->uri) != 0)
+        other = other->next;
+    if (!other && dev->phase == PHASE_UNLISTED) {
+        dev->phase = PHASE_OPEN;
+        dev->next = devices;
+        devices = dev;
+    }
+    pthread_mutex_unlock(&list_lock);
+}
+
 void bw_device_close(bw_device *device)
 {
     if (device && device->magic == BW_DEVICE_MAGIC)
@@ -201,7 +215,10 @@ bw_status bw_device_info_get(bw_device *device, bw_device_info *info, bw_error *
     if (status)
         return status;
     memset(info, 0, sizeof *info);
-    status = device->backend->info(device->handle, info, err);
+    pthread_mutex_lock(&device->lock);
+    void *handle = device->handle; /* of an abandoned device it may become another one */
+    pthread_mutex_unlock(&device->lock);
+    status = device->backend->info(handle, info, err);
     if (status)
         return bw_fail_context(err, status, "%s", device->uri);
     memcpy(info->uri, device->uri, sizeof info->uri);
@@ -241,74 +258,11 @@ void bw_turn_give(bw_device *dev)
         pthread_cond_broadcast(&dev->wake);
 }
 
-void bw_device_die(bw_device *dev, const char *reason)
-{
-    dev->health = BW_HEALTH_DEAD;
-    snprintf(dev->death, sizeof dev->death, "%s", reason);
-    bw_log(BW_LOG_ERROR, "hal", "%s: marked dead: %s", dev->uri, reason);
-    pthread_cond_broadcast(&dev->supervise); /* it ends what waits in the queue */
-    pthread_cond_broadcast(&dev->changed);
-}
-
-bw_status bw_fail_dead(const bw_device *dev, bw_error *err)
-{
-    return bw_fail(err, BW_DEVICE_LOST, "%s: the device is dead: %s; %s", dev->uri, dev->death,
-                   dev->abandoned ? "close it and open it again" : "reset it, or close it and open it again");
-}
-
 void bw_images_unload_locked(bw_device *dev)
 {
     /* The list does not change: that takes the turn. */
     for (bw_image *image = dev->images; image; image = image->next)
         bw_image_unload_locked(dev, image);
-}
-
-bw_status bw_reset_locked(bw_device *dev, bw_error *err)
-{
-    dev->health = BW_HEALTH_RESETTING;
-    dev->resets++;
-    bw_images_unload_locked(dev);
-    bw_error error = {BW_OK, ""};
-    snprintf(error.message, sizeof error.message, "the backend gave no reason");
-    pthread_mutex_unlock(&dev->lock);
-    bw_status status = dev->backend->reset(dev->handle, &error);
-    pthread_mutex_lock(&dev->lock);
-    if (!status) {
-        dev->health = BW_HEALTH_OK;
-        return BW_OK;
-    }
-    char reason[256];
-    snprintf(reason, sizeof reason, "its reset failed: %.200s", error.message);
-    bw_device_die(dev, reason);
-    return bw_fail_dead(dev, err);
-}
-
-bw_status bw_device_reset(bw_device *device, bw_error *err)
-{
-    bw_status status = check_device(device, err);
-    if (status)
-        return status;
-    pthread_mutex_lock(&device->lock);
-    for (bw_fence *fence = device->queue; fence; fence = fence->next)
-        if (!fence->verdict)
-            fence->verdict = BW_DEVICE_FAULT;
-    if (device->running) {
-        bw_fence *fence = device->running;
-        if (!fence->verdict)
-            fence->verdict = BW_DEVICE_FAULT;
-        atomic_store(&fence->cancel, 1);
-        if (!device->cancel_ns)
-            device->cancel_ns = bw_now_ns();
-    }
-    pthread_cond_broadcast(&device->supervise);
-    if (bw_turn_take(device)) {
-        status = bw_reset_locked(device, err);
-        bw_turn_give(device);
-    } else {
-        status = bw_fail_dead(device, err);
-    }
-    pthread_mutex_unlock(&device->lock);
-    return status;
 }
 
 /* --- bitstream -------------------------------------------------------------------------------------------------- */
@@ -348,15 +302,22 @@ static bw_status configure(bw_device *dev, const bw_bitstream *bits, const bw_bi
     bw_status status = dev->backend->load_bitstream(dev->handle, payload->bytes, payload->size, bits->uuid, &error);
     pthread_mutex_lock(&dev->lock);
     if (!status) {
-        for (bw_image *image = dev->images; image; image = image->next)
+        const bool same = strcmp(dev->bitstream, bits->uuid) == 0; /* it had lost what it held: images fit as before */
+        for (bw_image *image = dev->images; image && !same; image = image->next)
             image->dropped = true;
+        memcpy(dev->bitstream, bits->uuid, sizeof dev->bitstream);
+        if (dev->misconfigured) {
+            dev->misconfigured = false;
+            dev->health = BW_HEALTH_OK;
+            bw_log(BW_LOG_INFO, "hal", "%s: back: bitstream %s is loaded again", dev->uri, bits->uuid);
+        }
         return BW_OK;
     }
     /* A payload that is refused leaves the device as it was; anything else leaves it in an unknown state. */
     bool refused = status == BW_CORRUPT || status == BW_INCOMPATIBLE || status == BW_UNSUPPORTED ||
                    status == BW_VERSION_MISMATCH || status == BW_NO_MEMORY;
     bw_fail(err, status, "%s: bitstream '%s' %s: %s", dev->uri, bits->name, bits->uuid, error.message);
-    if (!refused) {
+    if (!refused && !dev->misconfigured) {
         dev->faults++;
         bw_reset_locked(dev, NULL);
     }
@@ -383,7 +344,8 @@ bw_status bw_device_load_bitstream(bw_device *device, const void *bytes, size_t 
                        "%s: bitstream '%s' has no payload of kind '%s' (its first of %u is '%s'): pick another",
                        device->uri, bits.name, kind, bits.payload_count, bits.payloads[0].kind);
     pthread_mutex_lock(&device->lock);
-    if (device->health == BW_HEALTH_DEAD)
+    const bool dead = device->health == BW_HEALTH_DEAD;
+    if (dead && (!device->misconfigured || strcmp(device->bitstream, bits.uuid) != 0))
         status = bw_fail_dead(device, err);
     else if (device->running || device->queue)
         status = bw_fail(err, BW_BUSY, "%s: %u runs are in flight: wait for them before a bitstream is loaded",
@@ -397,6 +359,8 @@ bw_status bw_device_load_bitstream(bw_device *device, const void *bytes, size_t 
         pthread_mutex_lock(&device->lock);
         if (!status && strcmp(info.bitstream, bits.uuid) != 0)
             status = configure(device, &bits, payload, err);
+        else if (!status)
+            memcpy(device->bitstream, bits.uuid, sizeof device->bitstream);
         bw_turn_give(device);
     }
     pthread_mutex_unlock(&device->lock);

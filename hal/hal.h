@@ -59,18 +59,20 @@ bw_status bw_device_enumerate(int (*each)(const bw_device_info *info, void *user
 /* URI: BACKEND ':' [TARGET] ['?' KEY '=' VALUE ['&' ...]]: "sim:", "sim:reference", "sim:u250?threads=1&isa=avx2",
  * "opencl:0"; at most 127 characters. Opening the same URI twice in a process gives the same device, reference counted.
  * docs/hal.md lists the backends' targets and options.
- * BW_INVALID_ARGUMENT: not a URI. BW_NOT_FOUND: no such backend (names the known ones) or target. */
+ * BW_INVALID_ARGUMENT: not a URI. BW_NOT_FOUND: no such backend (names the known ones) or target. BW_BUSY: another
+ * process has the device (names both). BW_UNSUPPORTED: what it needs is missing (names it). */
 bw_status bw_device_open(const char *uri, bw_device **device, bw_error *err);
 void bw_device_close(bw_device *device);
 bw_status bw_device_info_get(bw_device *device, bw_device_info *info, bw_error *err);
 
 /* Loads a bitstream container (hal/bitstream.h) unless the device already holds its UUID. Loaded images are dropped
  * from the device and must be loaded again. BW_INCOMPATIBLE: other part or interface id (both are printed).
- * BW_CORRUPT, BW_CHECKSUM: a damaged container. BW_BUSY: runs in flight. */
+ * BW_CORRUPT, BW_CHECKSUM: a damaged container. BW_BUSY: runs in flight. BW_DEVICE_LOST: the device is dead. */
 bw_status bw_device_load_bitstream(bw_device *device, const void *bytes, size_t size, bw_error *err);
 /* Ends all runs in flight with BW_DEVICE_FAULT and brings the device back to a working state. Images stay usable (they
- * are loaded again before their next run), a loaded bitstream stays. Also tried on a dead device, which it may revive.
- * BW_DEVICE_LOST: the reset failed, the device is dead. */
+ * are loaded again before their next run), a loaded bitstream stays. Also tried on a dead device, which it may revive;
+ * one that was given up is opened anew, and what was stuck in it is left behind. BW_DEVICE_LOST: the reset failed, the
+ * device is dead. Or it holds another bitstream now than was loaded: loading that again revives it, images included. */
 bw_status bw_device_reset(bw_device *device, bw_error *err);
 
 /* Bytes that resident images may take in all; 0: as many as the device has. When another image needs room, those that

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The HAL core's own structures: registry.c (backends, plug-ins), device.c (devices by URI, the turn, reset,
- * bitstream), image.c (resident programs, submission, fences), worker.c (the two threads of a device).
+ * The HAL core's own structures: registry.c (backends, plug-ins), device.c (devices by URI, the turn, bitstream),
+ * reset.c (reset, death, revival), image.c (resident programs, submission, fences), residency.c (which of them are on
+ * the device), worker.c (the two threads of a device).
  *
  * A device has two threads. The worker takes runs from the queue and calls the backend. The supervisor ends cancelled
  * runs that still wait in the queue, aborts a run that ignores its cancellation, and gives the device up when even that
@@ -102,6 +103,8 @@ struct bw_device {
     unsigned turn_waiters;   /* callers that go before the next run */
     bool aborting;           /* the supervisor is inside `abort`: no other run may start */
     bool abandoned;          /* the worker is stuck in the backend: nobody may call the backend any more */
+    bool reopening;          /* somebody opens an abandoned device anew */
+    unsigned life;           /* counts such openings: whoever comes back from an earlier one has nothing to say */
     bw_fence *queue, **tail; /* waiting runs, oldest first */
     unsigned queued;
     bw_fence *running;
@@ -109,7 +112,9 @@ struct bw_device {
     uint64_t watch_ns; /* when the supervisor looks at the running run's deadline without being told; 0: never. It stays
                           set when a run ends, so that a series of runs wakes it once in the time that each has. */
     bw_health health;
-    char death[256]; /* why it is dead */
+    char death[256];              /* why it is dead */
+    char bitstream[BW_UUID_TEXT]; /* what it has to hold after a reset; "": nothing was loaded */
+    bool misconfigured;           /* dead because it holds another one: loading the right one revives it */
     bw_image *images;
     uint64_t budget; /* bytes that resident images may take; 0: the device's memory */
     uint64_t uses;   /* counts up: when an image was used last */
@@ -134,24 +139,29 @@ void bw_device_ref(bw_device *dev);
 void bw_device_unref(bw_device *dev); /* may close and free the device */
 /* Takes a device out of the list, so that opening its URI again makes a new one. No lock is held. */
 void bw_device_unlist(bw_device *dev);
+/* Puts it back, unless there is another one of its URI by now. No lock is held. */
+void bw_device_relist(bw_device *dev);
 /* Takes the turn; the lock is held at entry and exit. false: the device has been abandoned, there is no turn any more.
  */
 bool bw_turn_take(bw_device *dev);
 void bw_turn_give(bw_device *dev);
 /* Releases the backend's side of all images. Lock and turn are held; the lock is dropped while the backend works. */
 void bw_images_unload_locked(bw_device *dev);
+
+/* image.c: drops one reference. The lock is held; true: the caller owes bw_device_unref after unlocking. */
+bool bw_fence_unref(bw_fence *fence);
+void bw_fence_cancel_locked(bw_device *dev, bw_fence *fence); /* unless it has ended; the lock is held */
+
+/* reset.c */
 /* Unloads all images, resets, sets the health. Lock and turn are held; the lock is dropped while the backend works. */
 bw_status bw_reset_locked(bw_device *dev, bw_error *err);
 /* Marks the device dead, with the reason. The lock is held. */
 void bw_device_die(bw_device *dev, const char *reason);
 bw_status bw_fail_dead(const bw_device *dev, bw_error *err);
 
-/* image.c: drops one reference. The lock is held; true: the caller owes bw_device_unref after unlocking. */
-bool bw_fence_unref(bw_fence *fence);
-void bw_fence_cancel_locked(bw_device *dev, bw_fence *fence); /* unless it has ended; the lock is held */
-
 /* residency.c. Lock and turn are held; the lock is dropped while the backend works. */
-/* Makes room for the image and loads it; it is in the device's list, or not yet. Any status of the backend. */
+/* Makes room for the image and loads it; it is in the device's list, or not yet. Any status of the backend.
+ * BW_DEVICE_LOST, with nothing done: the device was abandoned meanwhile. */
 bw_status bw_image_make_resident(bw_device *dev, bw_image *image, bw_error *err);
 /* Releases the backend's side of the image, if it has one. */
 void bw_image_unload_locked(bw_device *dev, bw_image *image);
@@ -162,6 +172,8 @@ bool bw_worker_idle(const bw_device *dev);
 /* Runs the only fence of the queue of an idle device to its end. The lock is held, and dropped meanwhile. */
 void bw_worker_run_here(bw_device *dev);
 bw_status bw_worker_start(bw_device *dev, bw_error *err);
+/* A worker in the place of the one that an abandoned device has lost. The lock is held. */
+bw_status bw_worker_replace(bw_device *dev, bw_error *err);
 void bw_worker_stop(bw_device *dev); /* ends and joins both threads */
 /* pthread_cond_wait until CLOCK_MONOTONIC reaches deadline_ns (0: for ever); false when the time has passed. */
 bool bw_cond_until(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadline_ns);

@@ -24,7 +24,11 @@ static unsigned backend_count;
 static pthread_mutex_t load_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* Plug-ins of the Blockwave sources: reported as absent where nobody installed them. */
-static const char *const known_plugins[] = {"opencl", "xrt"};
+static const struct {
+    const char *name, *libraries;
+} known_plugins[] = {{"opencl", " (Debian: apt-get install ocl-icd-libopencl1)"},
+                     {"xrt", " (Debian: apt-get install libxrt1)"}};
+#define KNOWN_PLUGINS (sizeof known_plugins / sizeof *known_plugins)
 
 static int name_ok(const char *name)
 {
@@ -156,8 +160,13 @@ static plugin_dirs *find_dirs(void)
 static bw_status load_file(const char *file, const char *name, bw_error *err)
 {
     void *so = dlopen(file, RTLD_NOW | RTLD_LOCAL);
-    if (!so)
-        return bw_fail(err, BW_UNSUPPORTED, "%s", dlerror());
+    if (!so) {
+        const char *why = dlerror(), *remedy = "";
+        for (unsigned i = 0; i < KNOWN_PLUGINS; i++)
+            if (strcmp(known_plugins[i].name, name) == 0)
+                remedy = known_plugins[i].libraries;
+        return bw_fail(err, BW_UNSUPPORTED, "%s: install what it needs%s", why, remedy);
+    }
     void *symbol = dlsym(so, BW_BACKEND_ENTRY);
     if (!symbol) {
         dlclose(so);
@@ -223,9 +232,9 @@ void bw_plugins_load_all(absent_fn absent, void *user)
         return;
     char seen[32][NAME_MAX_LEN + 1];
     unsigned seen_count = 0;
-    for (unsigned i = 0; i < sizeof known_plugins / sizeof *known_plugins; i++) {
-        snprintf(seen[seen_count++], sizeof seen[0], "%s", known_plugins[i]);
-        try_plugin(dirs, known_plugins[i], absent, user);
+    for (unsigned i = 0; i < KNOWN_PLUGINS; i++) {
+        snprintf(seen[seen_count++], sizeof seen[0], "%s", known_plugins[i].name);
+        try_plugin(dirs, known_plugins[i].name, absent, user);
     }
     for (unsigned i = 0; i < dirs->count; i++) {
         DIR *d = opendir(dirs->path[i]);

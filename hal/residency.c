@@ -16,8 +16,9 @@ void bw_image_unload_locked(bw_device *dev, bw_image *image)
         return;
     image->handle = NULL;
     dev->memory_used -= image->memory;
+    void *device = dev->handle;
     pthread_mutex_unlock(&dev->lock);
-    dev->backend->image_release(dev->handle, handle);
+    dev->backend->image_release(device, handle);
     pthread_mutex_lock(&dev->lock);
 }
 
@@ -53,33 +54,48 @@ static bw_status no_room(const bw_device *dev, const bw_image *image, uint64_t m
                    limit == memory_bytes ? "take a smaller model or another device" : "raise the budget");
 }
 
+/* The caller is the worker of an abandoned device: what it holds of it is not there any more. */
+static bool is_orphan(const bw_device *dev, unsigned life)
+{
+    return dev->abandoned || dev->life != life;
+}
+
+static bw_status fail_orphan(bw_error *err)
+{
+    return bw_fail(err, BW_DEVICE_LOST, "the device was given up meanwhile");
+}
+
 bw_status bw_image_make_resident(bw_device *dev, bw_image *image, bw_error *err)
 {
+    const unsigned life = dev->life;
+    void *device = dev->handle;
     bw_device_info info;
     memset(&info, 0, sizeof info);
     pthread_mutex_unlock(&dev->lock);
-    bw_status status = dev->backend->info(dev->handle, &info, err);
+    bw_status status = dev->backend->info(device, &info, err);
     if (!status && !info.offers.opcodes)
         status =
             bw_fail(err, BW_INCOMPATIBLE, "the device holds no configuration: load a bitstream first (blockwave load)");
     if (!status)
         status = bw_requirements_met(&image->program.needs, &info.offers, err);
     pthread_mutex_lock(&dev->lock);
-    if (status)
-        return status;
+    if (status || is_orphan(dev, life))
+        return status ? status : fail_orphan(err);
     const uint64_t limit = limit_of(dev, info.memory_bytes);
     if (image->memory > limit)
         return no_room(dev, image, info.memory_bytes, err);
-    while (dev->memory_used > limit - image->memory && evict_one(dev, image)) {
+    while (!is_orphan(dev, life) && dev->memory_used > limit - image->memory && evict_one(dev, image)) {
     }
+    if (is_orphan(dev, life))
+        return fail_orphan(err);
     void *handle = NULL;
     do {
         pthread_mutex_unlock(&dev->lock);
-        status = dev->backend->image_load(dev->handle, &image->program, image->constants, &handle, err);
+        status = dev->backend->image_load(device, &image->program, image->constants, &handle, err);
         pthread_mutex_lock(&dev->lock);
-    } while (status == BW_NO_MEMORY && !dev->abandoned && evict_one(dev, image));
-    if (status)
-        return status;
+    } while (status == BW_NO_MEMORY && !is_orphan(dev, life) && evict_one(dev, image) && !is_orphan(dev, life));
+    if (status || is_orphan(dev, life))
+        return status ? status : fail_orphan(err);
     image->handle = handle;
     image->last_use = ++dev->uses;
     dev->memory_used += image->memory;

@@ -103,21 +103,22 @@ static bool run_one(bw_device *dev)
     fence->refs++;
     fence->state = FENCE_RUNNING;
     fence->started_ns = bw_now_ns();
+    const unsigned life = dev->life;
     bw_error error = {BW_OK, ""};
     snprintf(error.message, sizeof error.message, "the backend gave no reason");
     image->last_use = ++dev->uses;
     bw_status status = image->handle ? BW_OK : bw_image_make_resident(dev, image, &error);
     bool restored = status == BW_OK;
-    if (restored && !dev->abandoned) {
-        pthread_mutex_unlock(&dev->lock);
+    if (restored && !dev->abandoned && dev->life == life) {
         const bw_backend *b = dev->backend;
-        status = fence->spent_ns
-                     ? b->run_timed(dev->handle, image->handle, fence->in, fence->out, fence->batch, &fence->cancel,
-                                    fence->spent_ns, &error)
-                     : b->run(dev->handle, image->handle, fence->in, fence->out, fence->batch, &fence->cancel, &error);
+        void *device = dev->handle, *loaded = image->handle; /* others, once the device is abandoned and opened anew */
+        pthread_mutex_unlock(&dev->lock);
+        status = fence->spent_ns ? b->run_timed(device, loaded, fence->in, fence->out, fence->batch, &fence->cancel,
+                                                fence->spent_ns, &error)
+                                 : b->run(device, loaded, fence->in, fence->out, fence->batch, &fence->cancel, &error);
         pthread_mutex_lock(&dev->lock);
     }
-    if (dev->abandoned) {
+    if (dev->abandoned || dev->life != life) {
         /* Too late: the fence was ended by the supervisor. This thread is detached, only its reference is left. */
         bool owes = bw_fence_unref(fence);
         pthread_mutex_unlock(&dev->lock);
@@ -279,6 +280,12 @@ static void *supervisor_main(void *user)
 }
 
 /* --- start, stop ------------------------------------------------------------------------------------------------ */
+
+bw_status bw_worker_replace(bw_device *dev, bw_error *err)
+{
+    int code = pthread_create(&dev->worker, NULL, worker_main, dev);
+    return code ? bw_fail(err, BW_NO_MEMORY, "cannot start its thread: error %d", code) : BW_OK;
+}
 
 bw_status bw_worker_start(bw_device *dev, bw_error *err)
 {

@@ -24,13 +24,15 @@ const char *bw_bitstream_device(const char *text, size_t *length)
     return NULL;
 }
 
-static bw_status load_on(bw_device *device, const bw_bitstream *b, const void *bytes, size_t size, const char *signer,
-                         bw_error *err)
+static bw_status load_on(bw_fleet *fleet, size_t device, const bw_bitstream *b, const void *bytes, size_t size,
+                         const char *signer, bw_error *err)
 {
     bw_device_info info;
-    bw_status status = bw_device_load_bitstream(device, bytes, size, err);
+    bw_status status = bw_device_load_bitstream(bw_fleet_device(fleet, device), bytes, size, err);
     if (!status)
-        status = bw_device_info_get(device, &info, err);
+        status = bw_fleet_keep_bitstream(fleet, device, bytes, size, err);
+    if (!status)
+        status = bw_device_info_get(bw_fleet_device(fleet, device), &info, err);
     if (!status)
         bw_log(BW_LOG_INFO, "serve", "device %s holds bitstream '%s' (%s)%s%s", info.uri, b->name, info.bitstream,
                *signer ? ", signed by " : "", signer);
@@ -38,20 +40,21 @@ static bw_status load_on(bw_device *device, const bw_bitstream *b, const void *b
 }
 
 static bw_status load(const bw_bitstream *b, const void *bytes, size_t size, const char *uri, const char *signer,
-                      bw_device *const *devices, size_t device_count, bw_error *err)
+                      bw_fleet *fleet, bw_error *err)
 {
+    const size_t device_count = bw_fleet_count(fleet);
     size_t loaded = 0;
     char parts[256] = "";
     for (size_t i = 0; i < device_count; i++) {
         bw_device_info info;
-        bw_status status = bw_device_info_get(devices[i], &info, err);
+        bw_status status = bw_device_info_get(bw_fleet_device(fleet, i), &info, err);
         if (status)
             return status;
         const size_t at = strlen(parts);
         snprintf(parts + at, sizeof parts - at, "%s%s is a '%s'", at ? ", " : "", info.uri, info.part);
         if (uri ? strcmp(info.uri, uri) != 0 : strcmp(info.part, b->part) != 0 && device_count > 1)
             continue;
-        status = load_on(devices[i], b, bytes, size, signer, err);
+        status = load_on(fleet, i, b, bytes, size, signer, err);
         if (status)
             return status;
         loaded++;
@@ -65,8 +68,7 @@ static bw_status load(const bw_bitstream *b, const void *bytes, size_t size, con
                    parts);
 }
 
-bw_status bw_bitstream_load(const char *text, const char *trust_dir, int require_signed, bw_device *const *devices,
-                            size_t device_count, bw_error *err)
+bw_status bw_bitstream_load(const char *text, const char *trust_dir, int require_signed, bw_fleet *fleet, bw_error *err)
 {
     size_t length, size = 0;
     const char *uri = bw_bitstream_device(text, &length);
@@ -81,7 +83,7 @@ bw_status bw_bitstream_load(const char *text, const char *trust_dir, int require
         if (!status)
             status = bw_bitstream_parse(bytes, size, b, err);
         if (!status)
-            status = load(b, bytes, size, uri, signer, devices, device_count, err);
+            status = load(b, bytes, size, uri, signer, fleet, err);
         if (status)
             bw_fail_context(err, status, "%s", path);
     }

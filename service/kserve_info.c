@@ -51,7 +51,7 @@ void bw_kserve_model_ready(bw_call *call, void *user)
         return;
     }
     Inference__ModelReadyResponse r = INFERENCE__MODEL_READY_RESPONSE__INIT;
-    r.ready = !status;
+    r.ready = !status && m->ops->alive(m->self);
     bw_reply_message(call, &r.base);
     if (!status)
         bw_model_release(m);

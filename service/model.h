@@ -18,14 +18,15 @@
 #include <stdatomic.h>
 
 #include "host/session.h"
+#include "service/fleet.h"
 
 #define BW_MODEL_IO_MAX 64
 
 typedef struct bw_model_ops {
-    /* As bw_session_run; from several threads at once. */
+    /* As bw_session_run; from several threads at once. BW_BUSY: no device is in use at the moment. */
     bw_status (*run)(void *self, const bw_array *inputs, bw_array *outputs, const bw_run_options *options,
                      bw_error *err);
-    /* 0: every device is lost, runs can only fail. */
+    /* 0: every device is lost at the moment, runs can only fail. */
     int (*alive)(void *self);
     void (*close)(void *self);
 } bw_model_ops;
@@ -85,8 +86,9 @@ size_t bw_repository_count(bw_repository *r);
 /* Calls each model (referenced during the call) in order of loading. */
 void bw_repository_each(bw_repository *r, void (*each)(const bw_model *m, void *user), void *user);
 
-/* Opens a package on every one of the devices that can run it; runs go to the one with the fewest under way. */
-bw_status bw_package_model_open(const char *path, bw_device *const *devices, size_t device_count, bw_model **model,
-                                bw_error *err);
+/* Opens a package on every device of the fleet that can run it, and lets each make a trial run, which all have to end
+ * with the same bits: BW_DEVICE_FAULT. Runs go to the device in use with the fewest under way. The fleet outlives it.
+ */
+bw_status bw_package_model_open(const char *path, bw_fleet *fleet, bw_model **model, bw_error *err);
 
 #endif

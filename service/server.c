@@ -3,6 +3,7 @@
 #include "service/server.h"
 
 #include <dirent.h>
+#include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,9 +25,9 @@ struct bw_server {
     bw_method methods[METHODS_MAX];
     bw_service service;
     bw_grpc *grpc;
-    bw_device **devices;
-    size_t device_count;
-    atomic_int sick;
+    bw_fleet *fleet;
+    pthread_mutex_t state_mutex; /* of what health says */
+    int loaded, draining, sick;
 };
 
 static const char *const service_names[] = {"tensorflow.serving.PredictionService", "inference.GRPCInferenceService",
@@ -77,24 +78,54 @@ static void add_methods(bw_server *s)
     add_method(s, "/grpc.health.v1.Health/Watch", bw_health_watch, s->health);
 }
 
-/* An orchestrator that looks at health starts us anew: that is the cure. */
+/* --- health ------------------------------------------------------------------------------------------------------- */
+
+static void look_for_sick(const bw_model *m, void *user)
+{
+    const bw_model **sick = user;
+    if (!*sick && !m->ops->alive(m->self))
+        *sick = m;
+}
+
+/* SERVING: loaded, not on its way out, and every model has a device. */
+static void update_health(bw_server *s)
+{
+    pthread_mutex_lock(&s->state_mutex);
+    const bw_model *sick = NULL; /* the repository keeps it */
+    bw_repository_each(s->scorer.repository, look_for_sick, &sick);
+    if (s->loaded && !s->draining && sick && !s->sick)
+        bw_log(BW_LOG_ERROR, "serve", "model '%s' has no device left: health is NOT_SERVING until one is back",
+               sick->name);
+    else if (s->loaded && !s->draining && !sick && s->sick)
+        bw_log(BW_LOG_WARN, "serve", "every model has a device again: health is SERVING");
+    s->sick = sick != NULL;
+    bw_health_set(s->health, s->loaded && !s->draining && !sick);
+    pthread_mutex_unlock(&s->state_mutex);
+}
+
 static void on_model_lost(const bw_model *m, void *user)
 {
-    bw_server *s = user;
-    if (!atomic_exchange(&s->sick, 1))
-        bw_log(BW_LOG_ERROR, "serve", "model '%s' has no device left: health is NOT_SERVING from now on", m->name);
-    bw_health_set(s->health, 0);
+    (void)m;
+    update_health(user);
 }
+
+static void on_fleet_changed(void *user)
+{
+    update_health(user);
+}
+
+/* --- start -------------------------------------------------------------------------------------------------------- */
 
 /* The transport is gone: nobody calls in any more. */
 static void free_server(bw_server *s)
 {
+    if (s->fleet)
+        bw_fleet_stop(s->fleet);
     bw_scheduler_destroy(s->scorer.scheduler);
     bw_repository_free(s->scorer.repository);
     bw_health_free(s->health);
-    for (size_t i = 0; i < s->device_count; i++)
-        bw_device_close(s->devices[i]);
-    free(s->devices);
+    bw_fleet_free(s->fleet);
+    pthread_mutex_destroy(&s->state_mutex);
     free(s);
 }
 
@@ -104,6 +135,7 @@ bw_status bw_server_start(const bw_server_options *o, bw_server **server, bw_err
     bw_server *s = calloc(1, sizeof *s);
     if (!s)
         return bw_fail(err, BW_NO_MEMORY, "out of memory starting the server");
+    pthread_mutex_init(&s->state_mutex, NULL);
     size_t message_bytes = (size_t)o->max_message_mb << 20;
     s->scorer.tensor_bytes_max = message_bytes * 4; /* bytes of pictures and uint8 become floats */
     s->scorer.timeout_ns = (uint64_t)o->timeout_seconds * 1000000000u;
@@ -115,7 +147,10 @@ bw_status bw_server_start(const bw_server_options *o, bw_server **server, bw_err
                            ? bw_scheduler_create(o->workers ? o->workers : default_workers(), o->queue,
                                                  message_bytes * 8, &s->scorer.scheduler, err)
                            : bw_fail(err, BW_NO_MEMORY, "out of memory starting the server");
+    if (!status)
+        status = bw_fleet_new(&s->fleet, err);
     if (!status) {
+        bw_fleet_watch(s->fleet, on_fleet_changed, s);
         add_methods(s);
         bw_grpc_options grpc = {
             .address = o->grpc_address,
@@ -146,28 +181,6 @@ int bw_server_grpc_port(const bw_server *s)
 
 /* --- models ------------------------------------------------------------------------------------------------------- */
 
-static bw_status open_devices(bw_server *s, const bw_server_options *o, bw_error *err)
-{
-    s->devices = calloc(o->device_count, sizeof *s->devices);
-    if (!s->devices)
-        return bw_fail(err, BW_NO_MEMORY, "out of memory for %zu devices", o->device_count);
-    for (size_t i = 0; i < o->device_count; i++) {
-        bw_status status = bw_device_open(o->devices[i], &s->devices[s->device_count], err);
-        if (!status && o->device_memory) {
-            status = bw_device_set_budget(s->devices[s->device_count], o->device_memory, err);
-            if (status)
-                bw_device_close(s->devices[s->device_count]);
-        }
-        if (status)
-            return status;
-        bw_device_info info;
-        if (!bw_device_info_get(s->devices[s->device_count], &info, NULL))
-            bw_log(BW_LOG_INFO, "serve", "device %s: %s", info.uri, info.name);
-        s->device_count++;
-    }
-    return BW_OK;
-}
-
 bw_status bw_server_add_model(bw_server *s, bw_model *m, bw_error *err)
 {
     return bw_repository_add(s->scorer.repository, m, err);
@@ -176,14 +189,17 @@ bw_status bw_server_add_model(bw_server *s, bw_model *m, bw_error *err)
 void bw_server_set_ready(bw_server *s)
 {
     bw_repository_set_ready(s->scorer.repository, 1);
-    bw_health_set(s->health, 1);
+    pthread_mutex_lock(&s->state_mutex);
+    s->loaded = 1;
+    pthread_mutex_unlock(&s->state_mutex);
+    update_health(s);
 }
 
 static bw_status load_package(bw_server *s, const char *path, bw_error *err)
 {
     bw_model *m;
     uint64_t started = bw_now_ns();
-    bw_status status = bw_package_model_open(path, s->devices, s->device_count, &m, err);
+    bw_status status = bw_package_model_open(path, s->fleet, &m, err);
     if (status)
         return status;
     char list[300];
@@ -222,9 +238,11 @@ static bw_status load_dir(bw_server *s, const char *dir, int (*interrupted)(void
 bw_status bw_server_load(bw_server *s, const bw_server_options *o, int (*interrupted)(void *), void *user,
                          bw_error *err)
 {
-    bw_status status = open_devices(s, o, err);
+    bw_status status = BW_OK;
+    for (size_t i = 0; i < o->device_count && !status; i++)
+        status = bw_fleet_open(s->fleet, o->devices[i], o->device_memory, err);
     for (size_t i = 0; i < o->bitstream_count && !status; i++)
-        status = bw_bitstream_load(o->bitstreams[i], o->trust_dir, o->require_signed, s->devices, s->device_count, err);
+        status = bw_bitstream_load(o->bitstreams[i], o->trust_dir, o->require_signed, s->fleet, err);
     for (size_t i = 0; i < o->package_count && !status; i++) {
         if (interrupted && interrupted(user))
             status = bw_fail(err, BW_CANCELLED, "interrupted while loading");
@@ -256,7 +274,10 @@ bw_status bw_server_stop(bw_server *s, const bw_server_options *o, int (*hurry)(
     uint64_t duck = now + (uint64_t)o->lame_duck_ms * 1000000u;
     int in_hurry = 0;
     *cut = 0;
-    bw_health_set(s->health, 0);
+    pthread_mutex_lock(&s->state_mutex);
+    s->draining = 1;
+    pthread_mutex_unlock(&s->state_mutex);
+    update_health(s);
     while (!in_hurry && (now = bw_now_ns()) < duck && now < until) {
         sleep_ms(20);
         in_hurry = hurry && hurry(user);

@@ -7,6 +7,7 @@
  * tests delay, fault, reset.
  */
 #include <jansson.h>
+#include <limits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
@@ -69,10 +70,13 @@ typedef enum fault_kind {
     FAULT_NO_MEMORY,
     FAULT_FLIP,
     FAULT_UUID,
+    FAULT_WRONG,
+    FAULT_BLANK,
     FAULT_KINDS
 } fault_kind;
 
-static const char *const fault_names[FAULT_KINDS] = {"error", "dma", "ecc", "hang", "lost", "nomem", "flip", "uuid"};
+static const char *const fault_names[FAULT_KINDS] = {"error", "dma",  "ecc",  "hang",  "lost",
+                                                     "nomem", "flip", "uuid", "wrong", "blank"};
 
 /* What a device holds that came up with the bitstream of somebody else. */
 static const char foreign_bitstream[] = "ffffffff-0000-4000-8000-000000000000";
@@ -81,10 +85,13 @@ typedef struct sim_device {
     int reference;
     bw_fast_options fast;
     unsigned delay_ms;
-    int reset_fails;
-    int foreign;    /* the next reset finds a bitstream that nobody loaded */
-    unsigned scrub; /* sums of constants are compared before every so-manieth run of an image; 0: never */
-    int own_memory; /* images have a copy of the constants, in which bits are to be turned */
+    unsigned resets_fail; /* so many more; UINT_MAX: all */
+    int comes_back;       /* a lost device does after so many resets */
+    int blank;            /* the next reset succeeds and leaves no bitstream */
+    int wrong;            /* of this run's output a bit turns */
+    int foreign;          /* the next reset finds a bitstream that nobody loaded */
+    unsigned scrub;       /* sums of constants are compared before every so-manieth run of an image; 0: never */
+    int own_memory;       /* images have a copy of the constants, in which bits are to be turned */
     unsigned fault_count;
     struct {
         fault_kind kind;
@@ -236,7 +243,8 @@ static bw_status fault_option(sim_device *dev, const char *value, bw_error *err)
         return status;
     }
     return bw_fail(err, BW_INVALID_ARGUMENT,
-                   "option fault is '%s', expected error@N, dma@N, ecc@N, hang@N, lost@N, nomem@N, flip@N or uuid@N",
+                   "option fault is '%s', expected error@N, dma@N, ecc@N, hang@N, lost@N, nomem@N, flip@N, uuid@N, "
+                   "wrong@N or blank@N",
                    value);
 }
 
@@ -263,9 +271,14 @@ static bw_status option(const char *key, const char *value, void *user, bw_error
         status = number(key, value, 0, 1000000000, &n, err);
         dev->scrub = (unsigned)n;
     } else if (strcmp(key, "reset") == 0) {
-        dev->reset_fails = strcmp(value, "fail") == 0;
-        if (!dev->reset_fails && strcmp(value, "ok") != 0)
-            status = bw_fail(err, BW_INVALID_ARGUMENT, "option reset is '%s', expected ok or fail", value);
+        dev->comes_back = value[0] >= '0' && value[0] <= '9';
+        if (dev->comes_back)
+            status = number(key, value, 0, 1000000000, &n, err);
+        else if (strcmp(value, "fail") == 0)
+            n = UINT_MAX;
+        else if (strcmp(value, "ok") != 0)
+            status = bw_fail(err, BW_INVALID_ARGUMENT, "option reset is '%s', expected ok, fail or a number", value);
+        dev->resets_fail = (unsigned)n;
     } else {
         status =
             bw_fail(err, BW_INVALID_ARGUMENT,
@@ -468,7 +481,8 @@ static bw_status inject(sim_device *dev, sim_image *img, bw_error *err)
         case FAULT_HANG:
             return stall(dev, UINT32_MAX, NULL, err);
         case FAULT_LOST:
-            dev->reset_fails = 1;
+            if (!dev->comes_back)
+                dev->resets_fail = UINT_MAX;
             return bw_fail(err, BW_DEVICE_LOST, "injected loss in run %llu", run);
         case FAULT_NO_MEMORY:
             return bw_fail(err, BW_NO_MEMORY, "injected lack of memory in run %llu", run);
@@ -479,11 +493,33 @@ static bw_status inject(sim_device *dev, sim_image *img, bw_error *err)
         case FAULT_UUID:
             dev->foreign = 1;
             return bw_fail(err, BW_DEVICE_FAULT, "injected fault in run %llu", run);
+        case FAULT_BLANK:
+            dev->blank = 1;
+            return bw_fail(err, BW_DEVICE_FAULT, "injected fault in run %llu", run);
+        case FAULT_WRONG:
+            dev->wrong = 1;
+            break;
         case FAULT_KINDS:
             break;
         }
     }
     return scrub(dev, img, err);
+}
+
+static bw_status compute(const sim_image *img, const void *in, void *out, uint32_t batch, const atomic_int *cancel,
+                         uint64_t *spent_ns, bw_error *err)
+{
+    if (img->engine)
+        return bw_fast_run_timed(img->engine, in, out, batch, cancel, spent_ns, err);
+    const bw_program_header *h = img->program->header;
+    bw_status status = BW_OK;
+    for (uint32_t i = 0; i < batch && !status; i++) {
+        if (atomic_load(cancel))
+            return bw_fail(err, BW_CANCELLED, "cancelled");
+        status = bw_reference_run(img->program, img->constants, (const char *)in + i * h->in_bytes,
+                                  (char *)out + i * h->out_bytes, 1, err);
+    }
+    return status;
 }
 
 static bw_status sim_run_timed(void *device, void *image, const void *in, void *out, uint32_t batch,
@@ -496,20 +532,14 @@ static bw_status sim_run_timed(void *device, void *image, const void *in, void *
                        "the reference interpreter does not time instructions: take a device of the fast engine (sim:)");
     atomic_store(&dev->aborted, 0);
     dev->runs++;
+    dev->wrong = 0;
     bw_status status = inject(dev, img, err);
     if (!status && dev->delay_ms)
         status = stall(dev, dev->delay_ms, cancel, err);
-    if (status)
-        return status;
-    if (img->engine)
-        return bw_fast_run_timed(img->engine, in, out, batch, cancel, spent_ns, err);
-    const bw_program_header *h = img->program->header;
-    for (uint32_t i = 0; i < batch && !status; i++) {
-        if (atomic_load(cancel))
-            return bw_fail(err, BW_CANCELLED, "cancelled");
-        status = bw_reference_run(img->program, img->constants, (const char *)in + i * h->in_bytes,
-                                  (char *)out + i * h->out_bytes, 1, err);
-    }
+    if (!status)
+        status = compute(img, in, out, batch, cancel, spent_ns, err);
+    if (!status && dev->wrong && img->program->header->out_bytes)
+        *(uint8_t *)out ^= 1;
     return status;
 }
 
@@ -527,7 +557,17 @@ static bw_status sim_reset(void *device, bw_error *err)
         return bw_fail(err, BW_DEVICE_LOST, "after the reset the device holds bitstream %s, expected %s",
                        foreign_bitstream, dev->bitstream[0] ? dev->bitstream : "none");
     }
-    return dev->reset_fails ? bw_fail(err, BW_DEVICE_LOST, "injected failure of the reset") : BW_OK;
+    if (dev->blank) {
+        dev->blank = 0;
+        pthread_mutex_lock(&dev->lock);
+        dev->bitstream[0] = 0;
+        pthread_mutex_unlock(&dev->lock);
+    }
+    if (!dev->resets_fail)
+        return BW_OK;
+    if (dev->resets_fail != UINT_MAX)
+        dev->resets_fail--;
+    return bw_fail(err, BW_DEVICE_LOST, "injected failure of the reset");
 }
 
 static void sim_abort(void *device)

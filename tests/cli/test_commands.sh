@@ -57,6 +57,9 @@ run 0 bitstream u250 -o "$work/u250.bwbit" && run 0 load "$work/u250.bwbit" --de
     has '^loaded u250 (.*) on sim:u250$' && run 1 load "$work/u250.bwbit" --device sim: && says 'sim-u250' &&
     run 1 bitstream u999 -o "$work/x.bwbit" && says 'u999' && [ ! -e "$work/x.bwbit" ] && run 2 bitstream u250 && says 'output'
 result $? "bitstream writes what load takes"
+run 1 load "$work/u250.bwbit" --device sim:unknown && says "sim:unknown: there is no target 'unknown', expected '', fast, reference or u250" &&
+    run 1 load "$work/u250.bwbit" --device cart:0 && says "backend 'cart' cannot be used: plug-in libbw_hal_cart.so is not installed (looked in .*); the known ones are: sim"
+result $? "load onto what is not there"
 mkdir "$work/trust" "$work/others"
 openssl genpkey -algorithm ed25519 -out "$work/key.pem" 2>>"$work/err" &&
     openssl pkey -in "$work/key.pem" -pubout -out "$work/trust/builds.pem" &&

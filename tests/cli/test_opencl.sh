@@ -46,6 +46,21 @@ run 1 run "$work/d.bw" --device opencl:77 "$digits/pictures/digit-000.png" && gr
 result $? "a number that no device has"
 OCL_ICD_VENDORS="$work/nowhere" run 0 devices && has '^opencl: not usable: there is no OpenCL platform: install '
 result $? "without a driver the reason is listed"
+# Two processes at once: OpenCL devices are shared.
+twice() { # which
+    for _ in 1 2 3; do
+        "$program" run "$work/d.bw" --device opencl:0 --output "$work/twice$1.npy" "$digits"/pictures/*.png >/dev/null 2>>"$work/err$1" &&
+            cmp "$work/a.npy" "$work/twice$1.npy" >>"$work/err$1" 2>&1 || return 1
+    done
+}
+twice 1 &
+first=$!
+twice 2 &
+wait $first
+one=$?
+wait $!
+[ "$?$one" = 00 ]
+result $? "two processes at once give the same bytes"
 # Containers with kernels, as source and as a binary.
 export BW_LOG=warn
 (cd "$top/kernels/opencl" && cat op.h formats.cl tile.cl vector.cl conv.cl) >"$work/kernels.cl"
@@ -53,6 +68,11 @@ run 0 bitstream "$work/kernels.cl" -o "$work/k.bwbit" && run 0 load "$work/k.bwb
 result $? "a container with source"
 run 0 bitstream "$(ls "$work"/cache/opencl-*.bin | head -n 1)" -o "$work/b.bwbit" && run 0 load "$work/b.bwbit" --device opencl:0 && has '^loaded OpenCL kernels '
 result $? "a container with a binary"
+run 1 load "$work/k.bwbit" --device opencl:7 && says 'opencl:7: there is no OpenCL device 7, expected 0..*blockwave devices lists them'
+result $? "load onto a device that is not there"
+mkdir -p "$work/patched" && LC_ALL=C sed 's/libOpenCL\.so\.1/libNoOpen.so.1/g' "$bin/../lib/libbw_hal_opencl.so" >"$work/patched/libbw_hal_opencl.so"
+BW_PLUGIN_PATH="$work/patched" run 1 load "$work/k.bwbit" --device opencl:0 && says "backend 'opencl' cannot be used: libNoOpen.so.1: .*apt-get install ocl-icd-libopencl1"
+result $? "load without the loader's library"
 run 1 load "$work/k.bwbit" --device sim: && says "'opencl'" && says "'sim'"
 result $? "for another part: both are named"
 run 1 bitstream "$top/README.md" -o "$work/x.bwbit" && says 'it is no xclbin, no program binary' && [ ! -e "$work/x.bwbit" ]

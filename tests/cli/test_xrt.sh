@@ -102,6 +102,46 @@ run_xrt="run d.bw $digits/pictures/digit-000.png --device xrt:0"
     mkdir -p shipped/lib && for f in /usr/lib/*/libxrt_swemu.so.2; do cp "$f" shipped/lib/; done
     refuse "Debian's own emulation library" 'spoils the memory' "$helper" run -- env XILINX_XRT="$work/shipped" "$program" $run_xrt
 }
+# A card that another process has: it is listed, and whoever wants it hears who has it. Killed, that process has it no more.
+cat >occupied.sh <<'END'
+"$BW_BIN/blockwave" serve d.bw --device xrt:0 --grpc 127.0.0.1:0 --port-file held --quiet &
+server=$!
+for _ in $(seq 200); do [ -s held ] && break; sleep 0.1; done
+echo $server >server
+"$BW_BIN/blockwave" devices >devices.out 2>&1; echo $? >devices.code
+for c in "run d.bw $1" "featurize d.bw --data $1 -o no.npz" "profile d.bw" "load a.bwbit" "serve d.bw --grpc 127.0.0.1:0"; do
+    # shellcheck disable=SC2086
+    "$BW_BIN/blockwave" $c --device xrt:0 >/dev/null 2>"busy.${c%% *}"; echo $? >"busy.${c%% *}.code"
+done
+"$BW_BIN/blockwave" featurize d.bw --data "$2" --device xrt:1 -o other.npz >/dev/null 2>&1; echo $? >other.code
+kill -9 $server
+wait
+"$BW_BIN/blockwave" featurize d.bw --data "$2" --device xrt:0 -o after.npz >/dev/null 2>after.err; echo $? >after.code
+END
+timeout 100 "$helper" run --cards 2 -- sh occupied.sh "$digits/pictures/digit-000.png" "$digits/pictures" >"$work/out" 2>"$work/err"
+server=$(cat server)
+cp devices.out "$work/out"
+[ "$(cat devices.code)" = 0 ] && has "^  name .*in use by process $server (blockwave-serve)" && [ "$(grep -c '^xrt:[01]$' devices.out)" = 2 ] &&
+    [ "$(grep -c 'in use by' devices.out)" = 1 ]
+result $? "devices lists a card that another process has, and says who"
+for c in run featurize profile load serve; do
+    grep '^blockwave' "busy.$c" >"$work/err"
+    [ "$(cat "busy.$c.code")" = 1 ] &&
+        says "xrt:0: card 0 (/tmp/blockwave-xrt.*) is in use by process $server (blockwave-serve): end that, or take another card"
+    result $? "$c on a card that another process has"
+done
+[ "$(cat other.code)" = 0 ] && cmp sim.npz other.npz
+result $? "two processes, a card each: the simulator's bits"
+cp after.err "$work/err"
+[ "$(cat after.code)" = 0 ] && cmp sim.npz after.npz
+result $? "the process that had the card was killed: the card is free"
+refuse "load onto a card that is not there" 'xrt:7: .*lists 2 cards, there is no number 7: take one of them' \
+    "$helper" run --cards 2 -- "$program" load a.bwbit --device xrt:7
+# XRT's library under a name that nobody has.
+mkdir -p patched && LC_ALL=C sed 's/libxrt_coreutil\.so\.2/libxrt_nowhere1.so.2/g' "$BW_BIN/../lib/libbw_hal_xrt.so" >patched/libbw_hal_xrt.so
+refuse "load without XRT's library" 'xrt:0: XRT cannot be loaded: libxrt_nowhere1.so.2: .*apt-get install libxrt1' \
+    "$helper" run -- env BW_PLUGIN_PATH="$work/patched" "$program" load a.bwbit --device xrt:0
+
 # A card's program that ends at once, or never comes: the load fails, the process does not.
 model=shipped/data/emulation/unified/cpu_em/generic_pcie/model
 mkdir -p "$model" && ln -s /bin/false "$model/genericpciemodel"

@@ -151,9 +151,118 @@ static void targets_and_options(void **state)
     assert_is(BW_NOT_FOUND, bw_device_open("opencl:9999", &dev, &err));
     assert_text("there is no OpenCL device 9999, expected 0..");
     assert_is(BW_INVALID_ARGUMENT, bw_device_open("opencl:0?threads=2", &dev, &err));
-    assert_text("there is no option 'threads=2'");
+    assert_text("there is no option 'threads', expected scrub or fault");
+    assert_is(BW_INVALID_ARGUMENT, bw_device_open("opencl:0?scrub=often", &dev, &err));
+    assert_text("option scrub is 'often', expected a number in 0..1000000000");
+    assert_is(BW_INVALID_ARGUMENT, bw_device_open("opencl:0?fault=hang@1", &dev, &err));
+    assert_text("option fault is 'hang@1', expected flip@N");
+    assert_is(BW_INVALID_ARGUMENT, bw_device_open("opencl:0?fault=flip@0", &dev, &err));
     assert_ok(bw_device_open("opencl:", &dev, &err)); /* the first */
     bw_device_close(dev);
+}
+
+/* --- scrub -------------------------------------------------------------------------------------------------------- */
+
+static void settle(bw_device *dev)
+{
+    bw_device_info i;
+    do {
+        usleep(1000);
+        assert_ok(bw_device_info_get(dev, &i, &err));
+    } while (i.health == BW_HEALTH_RESETTING);
+    assert_int_equal(i.health, BW_HEALTH_OK);
+}
+
+static int has_conv(const work *w)
+{
+    bw_program p;
+    assert_ok(bw_program_parse(w->c.program, w->c.program_size, &p, &err));
+    for (uint32_t i = 0; i < p.header->instruction_count; i++)
+        if (p.instructions[i].opcode == BW_OP_CONV)
+            return 1;
+    return 0;
+}
+
+/* Programs with weights, and one without: tables and instructions are looked at, too. */
+static void a_turned_bit_is_found(void **state)
+{
+    (void)state;
+    unsigned with = 0, without = 0;
+    for (uint64_t seed = 100; with < 3 || without < 1; seed++) {
+        work w;
+        make_work(seed, &w);
+        bw_device *dev;
+        bw_image *image;
+        unsigned *kind = has_conv(&w) ? &with : &without;
+        const char *uri = "opencl:0?scrub=1&fault=flip@2&fault=flip@5";
+        if (*kind == (kind == &with ? 3 : 1) || w.c.constants_size == 0) {
+            free_work(&w);
+            continue;
+        }
+        ++*kind;
+        assert_ok(bw_device_open(uri, &dev, &err));
+        assert_ok(load(dev, &w, &image));
+        for (int run = 1; run <= 6; run++) {
+            if (run == 2 || run == 5) {
+                assert_is(BW_DEVICE_FAULT, bw_image_run(image, w.c.in, w.out, w.c.batch, 0, &err));
+                assert_text("in the device's memory changed: sum ");
+                settle(dev);
+            } else {
+                assert_right(image, &w);
+            }
+        }
+        bw_device_info i;
+        assert_ok(bw_device_info_get(dev, &i, &err));
+        assert_int_equal(i.faults, 2);
+        assert_int_equal(i.resets, 2);
+        bw_image_release(image);
+        bw_device_close(dev);
+        free_work(&w);
+    }
+}
+
+/* Before every third run of each image; and never, which shows that the bit matters. */
+static void scrub_comes_every_so_often(void **state)
+{
+    (void)state;
+    bw_device *dev;
+    bw_image *image, *other;
+    work w;
+    make_work(11, &w);
+    assert_true(has_conv(&w));
+    assert_ok(bw_device_open("opencl:0?scrub=3&fault=flip@3", &dev, &err));
+    assert_ok(load(dev, &w, &image));
+    assert_ok(load(dev, &w, &other));
+    assert_right(other, &w);
+    assert_right(image, &w);
+    assert_ok(bw_image_run(image, w.c.in, w.out, w.c.batch, 0, &err)); /* the third of the device: the bit turns */
+    assert_right(other, &w);
+    assert_is(BW_DEVICE_FAULT, bw_image_run(image, w.c.in, w.out, w.c.batch, 0, &err));
+    assert_text("the weights in the device's memory changed");
+    settle(dev);
+    assert_right(image, &w);
+    assert_right(other, &w);
+    bw_image_release(other);
+    bw_image_release(image);
+    bw_device_close(dev);
+    free_work(&w);
+    unsigned programs = 0, wrong = 0; /* of some programs the bit is one of padding */
+    for (uint64_t seed = 11; programs < 8; seed++) {
+        make_work(seed, &w);
+        if (has_conv(&w)) {
+            programs++;
+            assert_ok(bw_device_open("opencl:0?scrub=0&fault=flip@2&fault=flip@3", &dev, &err));
+            assert_ok(load(dev, &w, &image));
+            assert_right(image, &w);
+            assert_ok(bw_image_run(image, w.c.in, w.out, w.c.batch, 0, &err));
+            wrong += memcmp(w.out, w.expected, w.bytes) != 0;
+            assert_right(image, &w); /* turned back */
+            bw_image_release(image);
+            bw_device_close(dev);
+        }
+        free_work(&w);
+    }
+    assert_true(wrong > 0);
 }
 
 static void describes_the_device(void **state)
@@ -688,6 +797,8 @@ int main(void)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(targets_and_options),
+        cmocka_unit_test(a_turned_bit_is_found),
+        cmocka_unit_test(scrub_comes_every_so_often),
         cmocka_unit_test(describes_the_device),
         cmocka_unit_test(program_binaries_are_cached),
         cmocka_unit_test(bitstreams_with_source),

@@ -423,6 +423,47 @@ static void cancelled_runs(void **state)
     bw_device_close(dev);
 }
 
+/* A call into XRT that does not return in time: the device is given up, and opened anew when the call is over. */
+static void a_call_that_does_not_return(void **state)
+{
+    (void)state;
+    const char *before = getenv("BW_XRT_REPLY_MS");
+    char kept[16] = "";
+    snprintf(kept, sizeof kept, "%s", before ? before : "");
+    setenv("BW_XRT_REPLY_MS", "7000", 1); /* looked at when the card comes up */
+    bw_device *dev = open_device("xrt:0");
+    work w, v;
+    make_work(dev, 75, &w);
+    make_work(dev, 76, &v);
+    assert_back(&w);
+    order("stall", "3");
+    const uint64_t start = bw_now_ns();
+    bw_status status = run(&w, 50 * MS);
+    const double seconds = (double)(bw_now_ns() - start) / 1e9;
+    print_message("# given up after %.1f s: %s\n", seconds, err.message);
+    assert_int_equal(status, BW_DEVICE_LOST);
+    assert_true(seconds < 4 * slow);
+    assert_int_equal(info_of(dev).health, BW_HEALTH_DEAD);
+    /* XRT has no second way to the card while the first is blocked. */
+    assert_int_equal(bw_device_reset(dev, &err), BW_DEVICE_LOST);
+    print_message("# %s\n", err.message);
+    assert_non_null(strstr(err.message, "busy in this process"));
+    while (bw_device_reset(dev, &err) && bw_now_ns() - start < 20000 * MS * (unsigned)slow)
+        nanosleep(&(struct timespec){0, 100000000}, NULL);
+    print_message("# back after %.1f s\n", (double)(bw_now_ns() - start) / 1e9);
+    if (before)
+        setenv("BW_XRT_REPLY_MS", kept, 1);
+    else
+        unsetenv("BW_XRT_REPLY_MS");
+    assert_int_equal(info_of(dev).health, BW_HEALTH_OK);
+    run(&w, 5000 * MS); /* may still meet what the blocked call has left */
+    assert_back(&v);
+    assert_back(&w);
+    free_work(&w);
+    free_work(&v);
+    bw_device_close(dev);
+}
+
 /* --- bitstreams --------------------------------------------------------------------------------------------------- */
 
 static void *container(const char *part, const void *payload, size_t size, size_t *out_size)
@@ -597,6 +638,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(cancelled_runs),
         cmocka_unit_test(bitstreams),
         cmocka_unit_test(many_runs),
+        cmocka_unit_test(a_call_that_does_not_return), /* the last: it leaves the card open for good */
     };
     const char *san = getenv("BW_SAN");
     slow = san && *san ? 5 : 1;

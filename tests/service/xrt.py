@@ -11,7 +11,7 @@ import time
 import grpc
 import health_pb2
 import numpy as np
-from support import SLOW, Server, infer_request, infer_value, quantized, run, same
+from support import SLOW, WORK, Server, infer_request, infer_value, quantized, run, same
 
 HELPER = os.path.join(os.environ["BW_BIN"], "blockwave-xrt-emulation")
 LONG = bool(os.environ.get("BW_LONG"))
@@ -189,6 +189,31 @@ def killed_in_the_middle():
     assert not [pid for pid in left if name(pid)], "processes are left"
 
 
+def a_turned_bit_costs_one_request():
+    """In the weights in the card's memory: found before a run, loaded again; the answers are right before and after."""
+    model, inputs, faults = quantized(), pictures(), os.path.join(WORK, "faults")
+    wanted = expected(model, inputs)
+    os.makedirs(faults, exist_ok=True)
+    before = ["setsid", HELPER, "run", "--faults", faults, "--"]
+    with Server(model, "--device", "xrt:0?scrub=1", before=before) as server:
+        answers = []
+        for i in range(len(inputs)):
+            if i in (2, 5):
+                with open(os.path.join(faults, "new"), "w") as f:
+                    f.write("1")
+                os.rename(os.path.join(faults, "new"), os.path.join(faults, "flip"))
+            try:
+                request = infer_request("slow", {"image": inputs[i:i + 1]})
+                same(infer_value(server.client.kserve.ModelInfer(request, timeout=30 * SLOW)), wanted[i])
+                answers.append(1)
+            except grpc.RpcError as error:
+                assert error.code().name == "UNAVAILABLE" and "memory changed: sum" in error.details(), error
+                answers.append(0)
+        assert answers == [1, 1, 0, 1, 1, 0, 1, 1], answers
+        assert server.text().count("the constants in the card's memory changed") >= 2, server.text()
+        assert server.client.health.Check(health_pb2.HealthCheckRequest(), timeout=10 * SLOW).status == 1
+
+
 def one_card_of_two_is_killed():
     model, inputs = quantized(), pictures()
     wanted = expected(model, inputs)
@@ -196,17 +221,112 @@ def one_card_of_two_is_killed():
         for i in range(24):
             if i % 6 == 3:
                 os.kill(cards(server)[0], signal.SIGKILL)
+            # The other card answers what this one has not.
+            reply = server.client.kserve.ModelInfer(infer_request("slow", {"image": inputs[i % 8:i % 8 + 1]}),
+                                                    timeout=10 * SLOW)
+            same(infer_value(reply), wanted[i % 8])
+        until(lambda: len(cards(server)) == 2, "two cards", server)
+        assert len(cards(server)) == 2
+
+
+def until(condition, what, server, seconds=20):
+    end = time.monotonic() + seconds * SLOW
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {seconds} s: {server.text()}"
+        time.sleep(0.02)
+
+
+def a_card_that_is_away_for_a_while():
+    """No card's process can be started: hot removal. The card is tried again, and used when it is back, without a leak
+    however often it was tried."""
+    model, inputs = quantized(), pictures()
+    wanted = expected(model, inputs)
+
+    def ask(i):
+        request = infer_request("slow", {"image": inputs[i:i + 1]})
+        return infer_value(server.client.kserve.ModelInfer(request, timeout=10 * SLOW))
+
+    with Server(model, "--device", "xrt:0", before=emulation()) as server:
+        pid = service(server)[0]
+        with open(f"/proc/{pid}/environ", "rb") as f:
+            environment = dict(v.split(b"=", 1) for v in f.read().split(b"\0") if b"=" in v)
+        program = os.path.join(environment[b"XILINX_VITIS"].decode(),
+                               "data/emulation/unified/cpu_em/generic_pcie/model/genericpciemodel")
+        health = lambda: server.client.health.Check(health_pb2.HealthCheckRequest(), timeout=10 * SLOW).status
+        for i in range(len(inputs)):
+            same(ask(i), wanted[i])
+        for away in range(2):
+            before, tries = footprint(pid), server.text().count("is still out")
+            os.rename(program, program + ".away")
+            os.kill(cards(server)[0], signal.SIGKILL)
             try:
-                reply = server.client.kserve.ModelInfer(infer_request("slow", {"image": inputs[i % 8:i % 8 + 1]}),
-                                                        timeout=10 * SLOW)
-                same(infer_value(reply), wanted[i % 8])
+                ask(0)
+                raise AssertionError("an answer without a card")
             except grpc.RpcError as error:
                 assert error.code().name == "UNAVAILABLE", error
-        assert len(cards(server)) == 2
+            until(lambda: health() == 2, "NOT_SERVING", server)
+            until(lambda: server.text().count("is still out") >= tries + 4, "four tries", server)
+            os.rename(program + ".away", program)
+            until(lambda: health() == 1, "SERVING", server)
+            for i in range(len(inputs)):
+                same(ask(i), wanted[i])
+            after = footprint(pid)
+            assert after[0] <= before[0] + 2 and after[1] <= before[1] + 3, f"left behind: {before} {after}"
+            print(f"# away for {server.text().count('is still out') - tries} tries: {before[1]} threads before, {after[1]} after", flush=True)
+        assert server.text().count("is back after") == 2, server.text()
+        assert service(server) == [pid]
+
+
+def bitstreams():
+    """--bitstream configures a card that holds none, and one that holds another; a reset and a lost card keep it."""
+    bits, model, inputs = os.path.join(WORK, "card.bwbit"), quantized(), pictures()
+    subprocess.run([HELPER, "write", bits], check=True)
+    subprocess.run([os.path.join(os.environ["BW_BIN"], "blockwave"), "bitstream", "sim", "-o",
+                    os.path.join(WORK, "sim.bwbit")], check=True, stdout=subprocess.DEVNULL)
+    wanted = expected(model, inputs)
+
+    def ask_all():
+        for i in range(len(inputs)):
+            request = infer_request("slow", {"image": inputs[i:i + 1]})
+            same(infer_value(server.client.kserve.ModelInfer(request, timeout=30 * SLOW)), wanted[i])
+
+    for option in (bits, bits + "@xrt:0", bits + "@xrt:0?scrub=3"):
+        uri = option.split("@")[-1] if "@" in option else "xrt:0"
+        for before in (emulation() + ["env", "-u", "BW_XRT_XCLBIN"], emulation()):
+            with Server(model, "--device", uri, "--bitstream", option, before=before) as server:
+                assert f"device {uri} holds bitstream" in server.text(), server.text()
+                ask_all()
+                os.kill(cards(server)[0], signal.SIGKILL)
+                try:
+                    ask_all()
+                except grpc.RpcError as error:
+                    assert error.code().name == "UNAVAILABLE", error
+                until(lambda: cards(server), "a card", server)
+                ask_all()
+    # Both kinds at once: each file goes to the devices of its part.
+    with Server(model, "--device", "xrt:0", "--device", "sim:", "--device", "xrt:1", "--bitstream", bits, "--bitstream",
+                os.path.join(WORK, "sim.bwbit"), before=emulation(2)) as server:
+        for uri in ("xrt:0", "xrt:1", "sim:"):
+            assert f"device {uri} holds bitstream" in server.text(), server.text()
+        ask_all()
+
+    def refused(text, *args):
+        done = subprocess.run([*emulation(), os.path.join(os.environ["BW_BIN"], "blockwave-serve"), model, "--grpc",
+                               "127.0.0.1:0", "--quiet", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                              timeout=60 * SLOW)
+        lines = done.stderr.splitlines()
+        assert done.returncode == 1 and len(lines) == 1 and text in lines[0], done.stderr
+
+    refused("is for part 'blockwave_emulated_4x16g_1', but sim: is a 'sim', sim:u250 is a 'sim-u250'", "--device", "sim:",
+            "--device", "sim:u250", "--bitstream", bits)
+    refused("is for part 'sim', the device is a 'blockwave_emulated_4x16g_1'", "--device", "xrt:0", "--bitstream",
+            os.path.join(WORK, "sim.bwbit"))
+    refused("there is no --device xrt:1 to load it onto", "--device", "xrt:0", "--bitstream", bits + "@xrt:1")
 
 
 why = skip_reason()
 if why:
     print(f"1..1\nok 1 - the service on emulated cards # SKIP {why}")
 else:
-    run([same_bits_as_the_simulator, killed_in_the_middle, one_card_of_two_is_killed])
+    run([same_bits_as_the_simulator, killed_in_the_middle, one_card_of_two_is_killed, a_turned_bit_costs_one_request, a_card_that_is_away_for_a_while,
+         bitstreams])

@@ -244,8 +244,14 @@ static bw_status stub_reset(void *device, bw_error *err)
         broken("reset with images");
     stub.resets++;
     bw_status status = (bw_status)stub.reset_status;
-    if (status)
+    if (status) {
         bw_fail(err, status, "reset refused");
+    } else if (stub.forget) {
+        stub.forget = stub.forget == 2 ? 2 : 0;
+        pthread_mutex_lock(&dev->lock);
+        strcpy(dev->bitstream, STUB_OTHER);
+        pthread_mutex_unlock(&dev->lock);
+    }
     leave(dev);
     return status;
 }

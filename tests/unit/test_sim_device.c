@@ -135,7 +135,7 @@ static void options_are_checked(void **state)
         {"sim:?fault=burn@1", "'burn@1'", BW_INVALID_ARGUMENT},
         {"sim:?fault=hang@0", "1..1000000000", BW_INVALID_ARGUMENT},
         {"sim:?scrub=-1", "expected a number in 0..1000000000", BW_INVALID_ARGUMENT},
-        {"sim:?reset=maybe", "expected ok or fail", BW_INVALID_ARGUMENT},
+        {"sim:?reset=maybe", "expected ok, fail or a number", BW_INVALID_ARGUMENT},
         {"sim:?colour=red", "there is no option 'colour'", BW_INVALID_ARGUMENT},
         {"sim:u250?threads", "KEY=VALUE", BW_INVALID_ARGUMENT},
     };

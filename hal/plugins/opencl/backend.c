@@ -10,7 +10,8 @@
 #include "hal/base.h"
 #include "hal/plugins/opencl/opencl.h"
 
-#define SETTLE_NS UINT64_C(2000000000) /* for what an aborted run left behind */
+#define SETTLE_NS  UINT64_C(2000000000) /* for what an aborted run left behind */
+#define SCRUB_RUNS 1000                 /* of a device with memory of its own */
 
 /* --- information -------------------------------------------------------------------------------------------------- */
 
@@ -82,22 +83,51 @@ static bw_status start(bw_cl_device *dev, bw_error *err)
     if (code == CL_SUCCESS)
         dev->queue = clCreateCommandQueue(dev->context, dev->id, 0, &code);
     if (code == CL_DEVICE_NOT_AVAILABLE)
-        return bw_fail(err, BW_BUSY, "the device is not available: another process may hold it");
+        return bw_fail(err, BW_BUSY,
+                       "%.100s is not available, another process may hold it: end that, or take another "
+                       "device (blockwave devices lists them)",
+                       dev->info.name);
     if (code != CL_SUCCESS)
         return bw_fail(err, BW_DEVICE_LOST, "the device cannot be used: %s", bw_cl_error(code));
     return bw_cl_build(dev->context, dev->id, dev->payload, dev->payload_size, &dev->program, dev->kernels, err);
 }
 
-static bw_status no_option(const char *key, const char *value, void *user, bw_error *err)
+static bw_status number(const char *key, const char *text, unsigned long low, unsigned long *out, bw_error *err)
 {
-    (void)user;
-    return bw_fail(err, BW_INVALID_ARGUMENT, "there is no option '%s=%s': opencl has none", key, value);
+    char *end;
+    *out = strtoul(text, &end, 10);
+    return text[0] < '0' || text[0] > '9' || *end || *out < low || *out > 1000000000
+               ? bw_fail(err, BW_INVALID_ARGUMENT, "option %s is '%s', expected a number in %lu..1000000000", key, text,
+                         low)
+               : BW_OK;
+}
+
+static bw_status option(const char *key, const char *value, void *user, bw_error *err)
+{
+    bw_cl_options *o = user;
+    unsigned long n = 0;
+    bw_status status = BW_OK;
+    if (strcmp(key, "scrub") == 0) {
+        status = number(key, value, 0, &n, err);
+        o->scrub = (uint32_t)n;
+    } else if (strcmp(key, "fault") == 0) {
+        if (strncmp(value, "flip@", 5) != 0)
+            return bw_fail(err, BW_INVALID_ARGUMENT, "option fault is '%s', expected flip@N", value);
+        if (o->flip_count == BW_CL_FLIPS_MAX)
+            return bw_fail(err, BW_EXHAUSTED, "option fault: more than %d", BW_CL_FLIPS_MAX);
+        status = number(key, value + 5, 1, &n, err);
+        o->flips[o->flip_count++] = n;
+    } else {
+        status = bw_fail(err, BW_INVALID_ARGUMENT, "there is no option '%s', expected scrub or fault", key);
+    }
+    return status;
 }
 
 static bw_status cl_open(const char *target, void **device, bw_error *err)
 {
     char name[32];
-    bw_status status = bw_target_parse(target, name, sizeof name, no_option, NULL, err);
+    bw_cl_options options = {.scrub = UINT32_MAX};
+    bw_status status = bw_target_parse(target, name, sizeof name, option, &options, err);
     if (status)
         return status;
     char *end;
@@ -113,6 +143,9 @@ static bw_status cl_open(const char *target, void **device, bw_error *err)
         status = bw_cl_check(dev->id, err);
     if (!status) {
         bw_cl_describe(dev->id, &dev->info, &dev->limits);
+        dev->options = options;
+        if (options.scrub == UINT32_MAX)
+            dev->options.scrub = bw_cl_is_cpu(dev->id) ? 0 : SCRUB_RUNS;
         status = start(dev, err);
     }
     if (status) {

@@ -154,7 +154,14 @@ bw_status bw_cl_find(unsigned wanted, cl_device_id *id, bw_error *err)
     if (seen == 0)
         return bw_fail(err, BW_UNSUPPORTED, "%u OpenCL platforms, none with a GPU, accelerator or CPU",
                        (unsigned)platform_count);
-    return bw_fail(err, BW_NOT_FOUND, "there is no OpenCL device %u, expected 0..%u", wanted, seen - 1);
+    return bw_fail(err, BW_NOT_FOUND, "there is no OpenCL device %u, expected 0..%u (blockwave devices lists them)",
+                   wanted, seen - 1);
+}
+
+int bw_cl_is_cpu(cl_device_id id)
+{
+    cl_device_type type = 0;
+    return clGetDeviceInfo(id, CL_DEVICE_TYPE, sizeof type, &type, NULL) == CL_SUCCESS && type & CL_DEVICE_TYPE_CPU;
 }
 
 bw_status bw_cl_check(cl_device_id id, bw_error *err)

@@ -107,6 +107,7 @@ static bw_status load_tables(bw_cl_device *dev, bw_cl_image *img, const requests
         at += (q->size + ALIGN - 1) / ALIGN * ALIGN;
     }
     cl_int code = CL_SUCCESS;
+    bw_cl_note(dev, img, BW_CL_SUM_TABLES, copy, bytes);
     if (bytes)
         code = clEnqueueWriteBuffer(dev->queue, img->tables, CL_TRUE, 0, (size_t)bytes, copy, 0, NULL, NULL);
     free(copy);
@@ -126,7 +127,7 @@ static bw_status load_weights(bw_cl_device *dev, bw_cl_image *img, const request
             *items[i].buffer = *items[i - 1].buffer;
             continue;
         }
-        bw_status status = bw_cl_weights(dev, items[i].ins, constants, &img->weights[img->weight_count], err);
+        bw_status status = bw_cl_weights(dev, img, items[i].ins, constants, err);
         if (img->weights[img->weight_count]) {
             img->resident += bw_cl_weight_bytes(items[i].ins);
             *items[i].buffer = img->weights[img->weight_count++];
@@ -362,7 +363,9 @@ static bw_status lower_all(bw_cl_device *dev, bw_cl_image *img, const void *cons
     requests r = {calloc(3 * count, sizeof(request)), 0};
     img->steps = calloc(2 * count, sizeof *img->steps);
     bw_status status = BW_OK;
-    if (!ops || !r.items || !img->steps)
+    if (dev->options.scrub)
+        img->sums = calloc(BW_CL_SUM_WEIGHTS + count, sizeof *img->sums); /* a CONV has one array of weights */
+    if (!ops || !r.items || !img->steps || (dev->options.scrub && !img->sums))
         status = bw_fail(err, BW_NO_MEMORY, "no memory to lower %zu instructions", count);
     for (uint32_t i = 0; i < count && !status; i++) {
         bw_cl_op *op = ops + img->step_count;
@@ -392,6 +395,7 @@ static bw_status lower_all(bw_cl_device *dev, bw_cl_image *img, const void *cons
         status = bw_cl_buffer(dev, bytes, "instructions", &img->ops, err);
     if (!status) {
         img->resident += bytes;
+        bw_cl_note(dev, img, BW_CL_SUM_OPS, ops, bytes);
         cl_int code = clEnqueueWriteBuffer(dev->queue, img->ops, CL_TRUE, 0, bytes, ops, 0, NULL, NULL);
         if (code != CL_SUCCESS)
             status = bw_fail(err, BW_DEVICE_FAULT, "cannot write instructions: %s", bw_cl_error(code));
@@ -503,6 +507,7 @@ void bw_cl_image_release(void *device, void *image)
         clReleaseMemObject(img->weights[i]);
     dev->used -= img->resident;
     free(img->weights);
+    free(img->sums);
     free(img->steps);
     free(img);
 }

@@ -2,7 +2,7 @@
 /*
  * The `opencl` plug-in's own structures: discover.c (devices and what they must provide), build.c (programs), cache.c
  * (program binaries on disk), image.c and weights.c (a program's instructions and constants on the device), run.c,
- * backend.c (the slots). docs/opencl.md describes the whole.
+ * scrub.c (looks at what lies in the device's memory), backend.c (the slots). docs/opencl.md describes the whole.
  */
 #ifndef BW_HAL_OPENCL_H
 #define BW_HAL_OPENCL_H
@@ -36,8 +36,18 @@ typedef struct bw_cl_limbo {
     void *in, *out;
 } bw_cl_limbo;
 
+#define BW_CL_FLIPS_MAX 16
+
+typedef struct bw_cl_options {
+    uint32_t scrub;                  /* before every so-manieth run of an image; 0: never */
+    uint64_t flips[BW_CL_FLIPS_MAX]; /* a bit turns in the weights before these runs since open; for tests */
+    unsigned flip_count;
+} bw_cl_options;
+
 typedef struct bw_cl_device {
     cl_device_id id;
+    bw_cl_options options;
+    uint64_t runs; /* since open */
     bw_cl_limits limits;
     cl_context context;
     cl_command_queue queue, timed; /* timed: with profiling, made when first wanted */
@@ -73,6 +83,12 @@ typedef struct bw_cl_image {
     cl_mem ops, tables;
     cl_mem *weights; /* one for each different array */
     uint32_t weight_count;
+    /* What was written there, with options.scrub: sums and bytes, of the instructions, of the tables, of each weight.
+     */
+    struct bw_cl_sum {
+        uint64_t sum, bytes;
+    } * sums;
+    uint64_t runs;     /* since it was loaded */
     uint64_t resident; /* bytes of all the above */
     /* For `capacity` images of a batch at once: */
     uint32_t capacity;
@@ -93,6 +109,7 @@ void bw_cl_describe(cl_device_id id, bw_device_info *info, bw_cl_limits *limits)
 /* A string property, "" if the device does not tell. */
 void bw_cl_text(cl_device_id id, cl_device_info what, char *text, size_t size);
 const char *bw_cl_error(cl_int code);
+int bw_cl_is_cpu(cl_device_id id); /* its memory is the host's */
 
 /* build.c: the program of the built-in kernels, or of a bitstream's payload (kernels in OpenCL C, or a binary as in the
  * cache). BW_INCOMPATIBLE: a binary of another device or driver. BW_VERSION_MISMATCH: kernels of another BW_CL_ABI.
@@ -122,15 +139,30 @@ void bw_cl_image_release(void *device, void *image);
 void bw_cl_image_grow(bw_cl_device *dev, bw_cl_image *img, uint32_t images);
 bw_status bw_cl_buffer(bw_cl_device *dev, uint64_t bytes, const char *what, cl_mem *buffer, bw_error *err);
 
+/* scrub.c */
+#define BW_CL_SUM_OPS     0
+#define BW_CL_SUM_TABLES  1
+#define BW_CL_SUM_WEIGHTS 2
+/* Notes what is being written to a buffer of the image; does nothing without options.scrub. */
+void bw_cl_note(const bw_cl_device *dev, bw_cl_image *img, uint32_t which, const void *bytes, uint64_t size);
+/* Before a run: turns bits that the options order, and looks whether the buffers hold what was written if this run is
+ * one of those. BW_DEVICE_FAULT: they do not. BW_CANCELLED. BW_NO_MEMORY. */
+bw_status bw_cl_scrub(bw_cl_device *dev, bw_cl_image *img, const atomic_int *cancel, bw_error *err);
+
 /* weights.c: the weights of a CONV in the kernels' layout. Integers of a format have so many limbs of 9 bits. */
 uint32_t bw_cl_limbs(bw_format format);
 uint64_t bw_cl_weight_bytes(const bw_instruction *ins);
-bw_status bw_cl_weights(bw_cl_device *dev, const bw_instruction *ins, const uint8_t *constants, cl_mem *buffer,
+/* The next of img->weights. */
+bw_status bw_cl_weights(bw_cl_device *dev, bw_cl_image *img, const bw_instruction *ins, const uint8_t *constants,
                         bw_error *err);
 
 /* run.c */
 bw_status bw_cl_run(void *device, void *image, const void *in, void *out, uint32_t batch, const atomic_int *cancel,
                     uint64_t *spent_ns, bw_error *err);
+/* Until the event has ended, the deadline (0: none) has passed, or `aborted` or `cancel` (may be NULL) is set. BW_OK,
+ * BW_TIMEOUT, BW_CANCELLED, BW_DEVICE_FAULT. */
+bw_status bw_cl_wait(cl_event event, uint64_t deadline, const atomic_int *aborted, const atomic_int *cancel,
+                     bw_error *err);
 /* Waits at most so long for what an aborted run left behind, and frees it if it has ended. */
 void bw_cl_settle(bw_cl_device *dev, uint64_t patience_ns);
 

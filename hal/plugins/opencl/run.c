@@ -69,10 +69,8 @@ static struct timespec at_ns(uint64_t ns)
     return (struct timespec){(time_t)(ns / 1000000000u), (long)(ns % 1000000000u)};
 }
 
-/* Until the event has ended, the deadline (0: none) has passed, or `aborted` or `cancel` (may be NULL) is set. BW_OK,
- * BW_TIMEOUT, BW_CANCELLED, BW_DEVICE_FAULT. */
-static bw_status wait_event(cl_event event, uint64_t deadline, const atomic_int *aborted, const atomic_int *cancel,
-                            bw_error *err)
+bw_status bw_cl_wait(cl_event event, uint64_t deadline, const atomic_int *aborted, const atomic_int *cancel,
+                     bw_error *err)
 {
     waiter *w = waiter_new();
     if (!w)
@@ -149,7 +147,7 @@ static bw_status end_slice(run *r, bw_error *err)
     bw_status status = BW_OK;
     clFlush(r->queue);
     if (r->slices[0]) {
-        status = wait_event(r->slices[0], 0, &r->dev->aborted, r->cancel, err);
+        status = bw_cl_wait(r->slices[0], 0, &r->dev->aborted, r->cancel, err);
         clReleaseEvent(r->slices[0]);
     }
     r->slices[0] = r->slices[1];
@@ -264,7 +262,7 @@ static bw_status run_part(run *r, const char *in, char *out, bw_error *err)
         status = transfer(r, 0, img->out, img->host_out, out_bytes, err);
     if (!status) {
         clFlush(r->queue);
-        status = r->last ? wait_event(r->last, 0, &r->dev->aborted, r->cancel, err) : BW_OK;
+        status = r->last ? bw_cl_wait(r->last, 0, &r->dev->aborted, r->cancel, err) : BW_OK;
     }
     if (!status && out_bytes)
         memcpy(out, img->host_out, (size_t)out_bytes);
@@ -278,7 +276,7 @@ static bw_status drain(run *r, bw_status status, bw_error *err)
         return status;
     clFlush(r->queue);
     bw_error why;
-    bw_status ended = wait_event(r->last, 0, &r->dev->aborted, NULL, &why);
+    bw_status ended = bw_cl_wait(r->last, 0, &r->dev->aborted, NULL, &why);
     if (ended == BW_OK)
         return status;
     if (r->dev->in_flight)
@@ -326,6 +324,8 @@ bw_status bw_cl_run(void *device, void *image, const void *in, void *out, uint32
     run r = {.dev = dev, .img = img, .cancel = cancel, .spent_ns = spent_ns};
     atomic_store(&dev->aborted, 0);
     bw_status status = pick_queue(&r, err);
+    if (!status)
+        status = bw_cl_scrub(dev, img, cancel, err);
     if (status)
         return status;
     bw_cl_image_grow(dev, img, batch);
@@ -357,7 +357,7 @@ bw_status bw_cl_run(void *device, void *image, const void *in, void *out, uint32
 void bw_cl_settle(bw_cl_device *dev, uint64_t patience_ns)
 {
     if (dev->in_flight) {
-        const bw_status status = wait_event(dev->in_flight, bw_now_ns() + patience_ns, NULL, NULL, NULL);
+        const bw_status status = bw_cl_wait(dev->in_flight, bw_now_ns() + patience_ns, NULL, NULL, NULL);
         clReleaseEvent(dev->in_flight);
         dev->in_flight = NULL;
         if (status == BW_TIMEOUT) {

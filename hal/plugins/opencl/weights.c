@@ -55,10 +55,11 @@ static void lay_out(const bw_instruction *ins, const uint8_t *packed, uint8_t *c
     }
 }
 
-bw_status bw_cl_weights(bw_cl_device *dev, const bw_instruction *ins, const uint8_t *constants, cl_mem *buffer,
+bw_status bw_cl_weights(bw_cl_device *dev, bw_cl_image *img, const bw_instruction *ins, const uint8_t *constants,
                         bw_error *err)
 {
     const size_t bytes = (size_t)bw_cl_weight_bytes(ins);
+    cl_mem *buffer = &img->weights[img->weight_count];
     uint8_t *codes = malloc((size_t)block_codes(ins) * sizeof(int16_t));
     if (!codes)
         return bw_fail(err, BW_NO_MEMORY, "no memory for the codes of a block");
@@ -73,6 +74,7 @@ bw_status bw_cl_weights(bw_cl_device *dev, const bw_instruction *ins, const uint
                          "cannot map %zu bytes of weights: %s", bytes, bw_cl_error(code));
     if (!status) {
         lay_out(ins, constants + ins->weights, codes, to);
+        bw_cl_note(dev, img, BW_CL_SUM_WEIGHTS + img->weight_count, to, bytes);
         code = clEnqueueUnmapMemObject(dev->queue, *buffer, to, 0, NULL, NULL);
         if (code != CL_SUCCESS)
             status = bw_fail(err, BW_DEVICE_FAULT, "cannot unmap %zu bytes of weights: %s", bytes, bw_cl_error(code));

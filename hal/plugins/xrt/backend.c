@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "hal/backend.h"
 #include "hal/base.h"
@@ -102,6 +103,12 @@ static bw_status xrt_enumerate(unsigned index, bw_device_info *info, bw_error *e
         return status == BW_NOT_FOUND ? bw_fail(err, BW_UNSUPPORTED, "%s", err ? err->message : "") : status;
     fill_info(&card, &xclbin.accelerator, info);
     snprintf(info->uri, sizeof info->uri, "xrt:%u", index);
+    bw_holder holder;
+    if (bw_xrt_card_claimed(index, &card, &holder)) {
+        char who[BW_HOLDER_TEXT];
+        const size_t at = strlen(info->name);
+        snprintf(info->name + at, sizeof info->name - at, ", in use by %s", bw_holder_text(&holder, who));
+    }
     return BW_OK;
 }
 
@@ -133,13 +140,21 @@ static bw_status option(const char *key, const char *value, void *user, bw_error
     return BW_OK;
 }
 
-/* A card that is not configured yet gets what BW_XRT_XCLBIN names. */
+/* A card that is not configured yet gets what BW_XRT_XCLBIN names. A call into XRT that another device of this card is
+ * stuck in is not waited for. */
 static bw_status configure_first(bw_xrt_card *c, bw_error *err)
 {
     const void *bytes, *payload;
     size_t size = 0, payload_size = 0;
     char uuid[37] = "";
-    pthread_mutex_lock(&c->lock);
+    const uint64_t until = bw_now_ns() + UINT64_C(2000000000);
+    while (pthread_mutex_trylock(&c->lock)) {
+        if (bw_now_ns() > until)
+            return bw_fail(err, BW_BUSY,
+                           "card %u is busy in this process with a call that does not return: start the process again",
+                           c->index);
+        nanosleep(&(struct timespec){0, 1000000}, NULL);
+    }
     bw_status status = BW_OK;
     if (!c->payload) {
         status = default_bitstream(&bytes, &size, &payload, &payload_size, uuid, err);

@@ -10,6 +10,8 @@
 #include "hal/base.h"
 
 #define RESET_TRIES 3
+/* Who has no claim (hal/claim.h): other programs, other containers. XRT does not say who. */
+#define OTHERS "end that (fuser -v /dev/dri/renderD* lists it), or take another card"
 
 static pthread_mutex_t cards_lock = PTHREAD_MUTEX_INITIALIZER;
 static bw_xrt_card *cards;
@@ -122,8 +124,7 @@ static bw_status open_device(bw_xrt_card *c, bw_error *err)
     if (c->device)
         return BW_OK;
     return errno == EBUSY
-               ? bw_fail(err, BW_BUSY, "card %u %s is in use by another process: end that or take another card",
-                         c->index, c->info.address)
+               ? bw_fail(err, BW_BUSY, "card %u (%s) is in use by another process: " OTHERS, c->index, c->info.address)
                : bw_fail(err, BW_DEVICE_LOST, "card %u %s cannot be opened: %s", c->index, c->info.address, why());
 }
 
@@ -133,10 +134,8 @@ static bw_status open_kernel(bw_xrt_card *c, const xuid_t uuid, const char *uuid
     c->kernel = c->xrt->xrtPLKernelOpenExclusive(c->device, uuid, BW_ACCEL_KERNEL);
     if (!c->kernel)
         return errno == EBUSY || errno == EAGAIN
-                   ? bw_fail(err, BW_BUSY,
-                             "the accelerator of card %u is in use by another process: end that or take "
-                             "another card",
-                             c->index)
+                   ? bw_fail(err, BW_BUSY, "the accelerator of card %u (%s) is in use by another process: " OTHERS,
+                             c->index, c->info.address)
                    : bw_fail(err, BW_DEVICE_FAULT, "kernel '%s' of xclbin %s cannot be opened: %s", BW_ACCEL_KERNEL,
                              uuid_text, why());
     c->group = -1;
@@ -186,8 +185,12 @@ static bw_status bring_up(bw_xrt_card *c, bw_error *err)
     int code = c->xrt->xrtDeviceLoadXclbin(c->device, c->payload);
     pthread_mutex_unlock(&start_lock);
     if (code)
-        return bw_fail(err, errno == EBUSY ? BW_BUSY : BW_DEVICE_LOST, "xclbin %s cannot be loaded onto card %u: %s",
-                       c->xclbin.uuid, c->index, code == -EBUSY ? "the card is in use by another process" : why());
+        return errno == EBUSY || code == -EBUSY
+                   ? bw_fail(err, BW_BUSY,
+                             "xclbin %s cannot be loaded: card %u (%s) is in use by another process: " OTHERS,
+                             c->xclbin.uuid, c->index, c->info.address)
+                   : bw_fail(err, BW_DEVICE_LOST, "xclbin %s cannot be loaded onto card %u: %s", c->xclbin.uuid,
+                             c->index, why());
     if (c->xrt->xrtDeviceGetXclbinUUID(c->device, uuid))
         return bw_fail(err, BW_DEVICE_FAULT, "card %u does not say which xclbin it holds", c->index);
     uuid_unparse_lower(uuid, text);
@@ -263,17 +266,25 @@ bw_status bw_xrt_card_reset(bw_xrt_card *c, bw_error *err)
         }
     }
     bw_error why_not = {BW_OK, ""};
+    /* What is not there need not be asked: each time XRT fails to configure an emulated card, or opens a device again,
+     * may cost a thread that it never ends. */
+    if (bw_xrt_card_present(&c->info, &why_not)) {
+        c->failures++;
+        return bw_fail(err, BW_DEVICE_LOST, "%s", why_not.message);
+    }
     bw_status status = BW_DEVICE_LOST;
-    /* One that is lost while it comes up is worth another try; one that comes up as something else is not. A device
-     * that is closed and opened costs XRT a thread that it never ends: that comes last. */
-    for (int tries = 0; tries < RESET_TRIES && status == BW_DEVICE_LOST; tries++) {
+    /* One that is lost while it comes up is worth another try; one that comes up as something else is not. Opening the
+     * device again comes last. Nor is one that failed before: whoever resets it again has waited in between. */
+    const int most = c->failures ? 1 : RESET_TRIES;
+    for (int tries = 0; tries < most && status == BW_DEVICE_LOST; tries++) {
         let_go(c);
-        if (tries == RESET_TRIES - 1)
+        if (tries == RESET_TRIES - 1 || c->failures % 4 == 3)
             close_device(c);
         status = c->device ? BW_OK : open_device(c, &why_not);
         if (!status && c->payload)
             status = bring_up(c, &why_not);
     }
+    c->failures = status ? c->failures + 1 : 0;
     return status ? bw_fail(err, BW_DEVICE_LOST, "%s", why_not.message) : BW_OK;
 }
 
@@ -321,13 +332,18 @@ bw_status bw_xrt_card_open(unsigned index, bw_xrt_card **card, bw_error *err)
             c->info = info;
             pthread_mutex_init(&c->lock, NULL);
             pthread_mutex_init(&c->info_lock, NULL);
-            status = open_device(c, err);
+            status = bw_xrt_card_claim(index, &info, &c->claim, err);
+            if (!status)
+                status = open_device(c, err);
             if (!status) {
                 /* Each time: it has to run before whatever XRT has registered meanwhile. */
                 atexit(close_all);
                 c->next = cards;
                 cards = c;
             } else {
+                bw_claim_release(c->claim);
+                pthread_mutex_destroy(&c->lock);
+                pthread_mutex_destroy(&c->info_lock);
                 free(c);
             }
         }
@@ -359,6 +375,7 @@ void bw_xrt_card_close(bw_xrt_card *c)
     pthread_mutex_unlock(&cards_lock);
     if (leave)
         return;
+    bw_claim_release(c->claim);
     free(c->payload);
     pthread_mutex_destroy(&c->lock);
     pthread_mutex_destroy(&c->info_lock);

@@ -32,6 +32,7 @@ typedef struct bw_xrt_card {
     const bw_xrt_api *xrt;
     pthread_mutex_t lock;
 
+    bw_claim *claim; /* NULL: none could be kept */
     xrtDeviceHandle device;
     void *payload; /* the xclbin it is configured with, for a reset; NULL: none */
     size_t payload_size;
@@ -40,6 +41,7 @@ typedef struct bw_xrt_card {
     xrtRunHandle run;
     int group;           /* memory group of the kernel's buffers, the highest bank that they may lie in */
     int run_pending;     /* a run has been started and has not ended */
+    unsigned failures;   /* resets in a row that have failed */
     int needs_reset;     /* a job has failed; the device that had it will reset the card, another must not run before */
     uint32_t sequence;   /* of the last job */
     uint64_t generation; /* counts configurations: what was in the card's memory before is gone */

@@ -132,9 +132,14 @@ static bw_status find_emulated(unsigned index, const char *mode, bw_xrt_card_inf
     }
     json_decref(root);
     if (!found)
-        return bw_fail(err, BW_NOT_FOUND, "%s lists %u cards, there is no number %u", path, seen, index);
+        return bw_fail(err, BW_NOT_FOUND,
+                       "%s lists %u cards, there is no number %u: take one of them (blockwave devices lists them)",
+                       path, seen, index);
     snprintf(info->interface_id, sizeof info->interface_id, "%s", bw_accelerator_find(NULL)->interface_id);
     snprintf(info->mode, sizeof info->mode, "%s", mode);
+    if (!realpath(getenv("EMCONFIG_PATH"), info->tree))
+        return bw_fail(err, BW_UNSUPPORTED, "EMCONFIG_PATH is '%s': %s: " HELPER, getenv("EMCONFIG_PATH"),
+                       strerror(errno));
     return BW_OK;
 }
 
@@ -211,7 +216,9 @@ static bw_status find_card(unsigned index, bw_xrt_card_info *info, bw_error *err
                        "there is no card: no PCI device is bound to the driver xocl (" DRIVER
                        "); for an emulated one " HELPER);
     if (index >= count)
-        return bw_fail(err, BW_NOT_FOUND, "there are %u cards, there is no number %u", count, index);
+        return bw_fail(err, BW_NOT_FOUND,
+                       "there are %u cards, there is no number %u: take one of them (blockwave devices lists them)",
+                       count, index);
     bw_status status = need_variable("XILINX_XRT", "its driver library", "source XRT's setup.sh", err);
     if (status)
         return status;
@@ -241,4 +248,55 @@ bw_status bw_xrt_card_find(unsigned index, bw_xrt_card_info *info, bw_error *err
         return bw_fail(err, BW_UNSUPPORTED,
                        "XCL_EMULATION_MODE is '%s', expected sw_emu or hw_emu, or unset for a card", mode);
     return find_emulated(index, mode, info, err);
+}
+
+bw_status bw_xrt_card_present(const bw_xrt_card_info *info, bw_error *err)
+{
+    bw_error why;
+    if (!info->address[0])
+        return check_model(info->mode, &why) ? bw_fail(err, BW_DEVICE_LOST, "%s", why.message) : BW_OK;
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, DRIVER "/%s", info->address);
+    return access(path, F_OK) == 0
+               ? BW_OK
+               : bw_fail(err, BW_DEVICE_LOST, "the card at %s has left the bus, or its driver xocl: %s is missing",
+                         info->address, path);
+}
+
+/* --- claims ------------------------------------------------------------------------------------------------------- */
+
+static const char *claim_name(unsigned index, const bw_xrt_card_info *info, char name[64])
+{
+    if (info->address[0])
+        snprintf(name, 64, "blockwave-xrt-%s", info->address);
+    else
+        snprintf(name, 64, "card-%u.lock", index);
+    return name;
+}
+
+static const char *claim_dir(const bw_xrt_card_info *info)
+{
+    return info->address[0] ? NULL : info->tree;
+}
+
+bw_status bw_xrt_card_claim(unsigned index, const bw_xrt_card_info *info, bw_claim **claim, bw_error *err)
+{
+    char name[64], who[BW_HOLDER_TEXT];
+    bw_holder holder;
+    bw_error why;
+    bw_status status = bw_claim_take(claim_dir(info), claim_name(index, info, name), claim, &holder, &why);
+    if (status == BW_BUSY)
+        return bw_fail(err, status,
+                       "card %u (%s) is in use by %s: end that, or take another card (blockwave devices lists them)",
+                       index, info->address[0] ? info->address : info->tree, bw_holder_text(&holder, who));
+    if (status)
+        bw_log(BW_LOG_WARN, "xrt", "card %u is not claimed, other processes do not see that it is in use: %s", index,
+               why.message);
+    return BW_OK;
+}
+
+int bw_xrt_card_claimed(unsigned index, const bw_xrt_card_info *info, bw_holder *holder)
+{
+    char name[64];
+    return bw_claim_look(claim_dir(info), claim_name(index, info, name), holder);
 }
