@@ -110,12 +110,12 @@ def verdict(rows):
             for row in rows[1:] if row["ours_to_this"]["cpu_us"] > CPU_TARGET or row["ours_to_this"]["p99_us"] > 1]
 
 
-def share(options, work, address):
+def share(options, work, address, device=None):
     """The service's part of a network's latency: all but the device and the network's own stages on the CPU."""
     local = address.startswith("unix:")
     server = Server(work, "network", [os.path.join(options.bin, "blockwave-serve"), options.network, "--grpc", address,
-                                      "--port-file", "PORT_FILE", "--lame-duck-ms", "0", "--quiet"],
-                    address if local else None)
+                                      "--port-file", "PORT_FILE", "--lame-duck-ms", "0", "--quiet"]
+                    + (["--device", device] if device else []), address if local else None)
     try:
         runs = [client(options, server, "--warmup", "0.5", "--duration", str(max(2, options.seconds)))
                 for _ in range(options.rounds)]
@@ -123,7 +123,8 @@ def share(options, work, address):
         server.stop()
     run = sorted(runs, key=lambda r: r["service_share"])[len(runs) // 2]
     stages = {name: round(h["mean"], 1) for name, h in run["server_us"].items()}
-    print(f"{os.path.basename(options.network)} over {'a Unix-domain socket' if local else 'TCP, loopback'}: "
+    print(f"{os.path.basename(options.network)}{f' on {device}' if device else ''} over "
+          f"{'a Unix-domain socket' if local else 'TCP, loopback'}: "
           f"{run['request_bytes']} bytes a request, one at a time: p50 "
           f"{run['latency_us']['p50'] / 1e3:.2f} ms, p99 {run['latency_us']['p99'] / 1e3:.2f} ms")
     print(f"  of the mean latency {run['latency_us']['mean'] / 1e3:.2f} ms: device {100 * run['device_share']:.2f} %, "
@@ -181,6 +182,7 @@ def main():
             print(f"target missed: {line}")
         if options.network:
             result["network"] = share(options, work, "127.0.0.1:0")
+            result["network_one_thread"] = share(options, work, "127.0.0.1:0", "sim:?threads=1")
             result["network_unix"] = share(options, work, f"unix:{work}/network.sock")
     if options.json:
         with open(options.json, "w") as out:
