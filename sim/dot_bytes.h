@@ -91,7 +91,8 @@ INLINE __m512 add_sum(unsigned p, __m512 s, __m512i d, __m512i base, __m512i ea)
 
 #define TILES 2u
 
-/* P pixels, T tiles, B > 0 are constants. `whole`: the weights of a block stay in registers, else the sums do. */
+/* P pixels, T tiles are constants, and B is 16 or best left a variable: compilers spill where they know the length of
+ * the loop over a longer block. `whole`: the weights of a block stay in registers, else the sums do. */
 INLINE void dot8_many(const bw_dot_args *g, const unsigned P, const unsigned T, const size_t B, const int whole)
 {
     const uint8_t *codes = g->codes;
@@ -228,10 +229,9 @@ INLINE void dot8_one(const bw_dot_args *g, const __m512i *values)
 
 typedef void (*dot_fn)(const bw_dot_args *g);
 
-/* Pixels that leave the registers room, by block. */
-#define P16 8
-#define P32 7
-#define P64 6
+/* Pixels that leave the registers room. */
+#define PIXELS_16   8 /* blocks of 16 */
+#define PIXELS_LONG 7
 
 #define DEFINE8(P)                                                                                                     \
     static void dot8_p##P##_t1_b16(const bw_dot_args *g)                                                               \
@@ -242,30 +242,19 @@ typedef void (*dot_fn)(const bw_dot_args *g);
     {                                                                                                                  \
         dot8_many(g, P, 2, 16, 1);                                                                                     \
     }                                                                                                                  \
-    static void dot8_p##P##_t1_b32(const bw_dot_args *g)                                                               \
-    {                                                                                                                  \
-        dot8_many(g, P, 1, 32, 0);                                                                                     \
-    }                                                                                                                  \
-    static void dot8_p##P##_t2_b32(const bw_dot_args *g)                                                               \
-    {                                                                                                                  \
-        dot8_many(g, P, 2, 32, 0);                                                                                     \
-    }                                                                                                                  \
-    static void dot8_p##P##_t1_any(const bw_dot_args *g)                                                               \
+    static void dot8_p##P##_t1_long(const bw_dot_args *g)                                                              \
     {                                                                                                                  \
         dot8_many(g, P, 1, g->block, 0);                                                                               \
     }                                                                                                                  \
-    static void dot8_p##P##_t2_any(const bw_dot_args *g)                                                               \
+    static void dot8_p##P##_t2_long(const bw_dot_args *g)                                                              \
     {                                                                                                                  \
         dot8_many(g, P, 2, g->block, 0);                                                                               \
     }
-#define ENTRY8(P)                                                                                                      \
-    {{dot8_p##P##_t1_b16, dot8_p##P##_t2_b16},                                                                         \
-     {dot8_p##P##_t1_b32, dot8_p##P##_t2_b32},                                                                         \
-     {dot8_p##P##_t1_any, dot8_p##P##_t2_any}},
+#define ENTRY8(P)     {{dot8_p##P##_t1_b16, dot8_p##P##_t2_b16}, {dot8_p##P##_t1_long, dot8_p##P##_t2_long}},
 #define FOR_EACH_8(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
 
 FOR_EACH_8(DEFINE8)
-static const dot_fn bytes[8][3][TILES] = {FOR_EACH_8(ENTRY8)};
+static const dot_fn bytes[8][2][TILES] = {FOR_EACH_8(ENTRY8)};
 
 static void dot8(const bw_dot_args *g)
 {
@@ -273,14 +262,14 @@ static void dot8(const bw_dot_args *g)
         const __m512i values = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)g->nibbles));
         dot8_one(g, &values);
     } else if (g->sums)
-        bytes[g->pixels - 1][g->block == 16 ? 0 : g->block == 32 ? 1 : 2][g->tiles - 1](g);
+        bytes[g->pixels - 1][g->block != 16][g->tiles - 1](g);
     else
         dot8_one(g, NULL);
 }
 
 #define BYTE_KERNELS                                                                                                   \
     {                                                                                                                  \
-        .scale_bias = SCALE_BIAS, .group = {P16, P32, P64}, .tiles = TILES, .dot = dot8, .sum = sum8                   \
+        .scale_bias = SCALE_BIAS, .group = {PIXELS_16, PIXELS_LONG}, .tiles = TILES, .dot = dot8, .sum = sum8          \
     }
 
 #endif

@@ -109,10 +109,12 @@ typedef struct bw_dot_run {
 } bw_dot_run;
 
 /*
- * A whole CONV of int8 codes in blocks of 16 for neighbours in the output: sums, b added, activation, and n channels to
- * out[0] and out[1] as bw_fused does it. One of the outputs may be fp16, one INT in blocks of 16, out[1] absent.
+ * A whole CONV of int8 codes for neighbours in the output: sums, b added, activation, and n channels to out[0] and
+ * out[1] as bw_fused does it. One of the outputs may be fp16, one INT in blocks of the
+ * same length, out[1] absent.
  */
 typedef struct bw_direct {
+    size_t block;     /* of the input and the weights: 16, 32, or 64 if the tiles are a multiple of 4 */
     size_t pixels, n; /* at least 8 pixels */
     int all_at_once;  /* each tile for all pixels before the next, else all tiles for some pixels before the next */
     size_t blocks;    /* of the reduction */
@@ -133,9 +135,9 @@ typedef struct bw_direct {
 /*
  * PATCH for neighbours in a row of the output: channel (ky * kernel_x + kx) * channels + c of pixel p is
  * x[ky * x_row + (p * stride + kx) * channels + c], zero if row ky is not first_row..end_row - 1 or column left + p *
- * stride + kx is not 0..width - 1; what is outside is not read. out: INT in blocks of 16.
+ * stride + kx is not 0..width - 1; what is outside is not read. out: INT in blocks of 16, 32 or 64.
  */
-#define BW_PATCH_BLOCKS 32u /* of an output pixel, at most */
+#define BW_PATCH_BLOCKS 32u /* of 16 channels, of an output pixel, at most */
 #define BW_PATCH_PIECES 96u /* rows of taps that those come from, counted block by block, at most */
 typedef struct bw_patch {
     const float *x; /* tap (0, 0) of the first pixel; may lie outside */
@@ -174,6 +176,7 @@ typedef struct bw_rows {
 } bw_rows;
 
 extern const bw_rows bw_rows_portable, bw_rows_avx2, bw_rows_avx512vnni;
+void bw_direct_avx512vnni(const bw_direct *g);
 
 /* --- dot kernels: CONV -------------------------------------------------------------------------------------------- */
 
@@ -245,7 +248,7 @@ static inline size_t bw_dot_sums(int is_signed)
 /* Class S8, for an ISA and how its CPUs execute it. */
 typedef struct bw_byte_kernels {
     int scale_bias;                       /* of the panel's scales */
-    unsigned group[3];                    /* pixels per call, for blocks of 16, 32, and 64 or 128 */
+    unsigned group[2];                    /* pixels per call, for blocks of 16 and longer ones */
     unsigned tiles;                       /* per call, at most */
     void (*dot)(const bw_dot_args *args); /* without sums: one pixel */
     void (*sum)(const int8_t *weights, const int8_t *exps, size_t blocks, size_t block, int is_signed, int32_t *sums);

@@ -278,8 +278,7 @@ static size_t pixels_at_once(const bw_fast *engine, const bw_plan *plan)
 {
     if (plan->dot != BW_DOT_S8)
         return engine->dots->group;
-    const size_t block = plan->ins->in.block;
-    return engine->bytes->group[block == 16 ? 0 : block == 32 ? 1 : 2];
+    return engine->bytes->group[plan->ins->in.block != 16];
 }
 
 /* What all kernel calls of a chunk have in common. */

@@ -16,7 +16,8 @@
 #define LEAST_PIXELS  8u           /* of a kernel call */
 #define ITEM_PIXELS   256u         /* most of an item, unless a row is longer */
 #define PANEL_BYTES   (48u << 10)  /* most packed codes of an item, unless those of a row take more */
-#define MOST_BLOCKS   40u          /* longer reductions are better off in chunks: fast_conv.c; */
+#define MOST_BLOCKS   40u          /* of 16; longer reductions are better off in chunks: fast_conv.c; */
+#define MOST_LONGER   32u          /* of 16 too, where blocks are longer */
 #define MOST_BLOCKS_4 12u          /* with four vector pipes, whose balance the kernels there keep, even sooner */
 #define MOST_WEIGHTS  (512u << 10) /* bytes of a layer's codes */
 #define CACHED        (24u << 10)  /* weights and their sums that stay in the first cache */
@@ -54,7 +55,7 @@ static int in_place(const bw_plan *plan)
 static int formats_fit(const bw_plan *plan)
 {
     const bw_format_traits *a = plan->in.format.traits, *w = plan->weight_format.traits;
-    if (a->kind != BW_KIND_INT || w->kind != BW_KIND_INT || plan->ins->in.block != 16 || a->device_bytes != 1)
+    if (a->kind != BW_KIND_INT || w->kind != BW_KIND_INT || plan->ins->in.block > 64 || a->device_bytes != 1)
         return 0;
     int half = 0, block = 0;
     for (int i = 0; i < 2; i++) {
@@ -62,7 +63,7 @@ static int formats_fit(const bw_plan *plan)
         if (!plan->out[i].tensor)
             continue;
         half += f->traits->format == BW_FORMAT_FP16;
-        block += f->kind == BW_KIND_INT && f->block == 16 && !f->traits->sub_block;
+        block += f->kind == BW_KIND_INT && f->block == plan->ins->in.block && !f->traits->sub_block;
     }
     return half <= 1 && block <= 1 && half + block == 1 + (plan->out[1].tensor != NULL);
 }
@@ -82,7 +83,7 @@ static int groups_fit(const bw_plan *plan)
 static size_t most_lines(const bw_plan *plan)
 {
     const bw_instruction *ins = plan->ins;
-    const size_t width = ins->out0.width, row = panel_width(ins) * plan->in.units * 16;
+    const size_t width = ins->out0.width, row = panel_width(ins) * plan->in.units * ins->in.block;
     size_t lines = ITEM_PIXELS / width;
     while (lines > 1 && panel_height(ins, lines) * row > PANEL_BYTES)
         lines--;
@@ -94,8 +95,10 @@ static int shape_fits(const bw_fast *engine, const bw_plan *plan)
     const bw_instruction *ins = plan->ins;
     const size_t tiles = bw_conv_tiles(ins), blocks = bw_conv_blocks(ins);
     const size_t width = ins->out0.width;
-    const size_t most = engine->pipes == 2 ? MOST_BLOCKS : MOST_BLOCKS_4;
-    if (blocks > most || tiles * blocks * 256 > MOST_WEIGHTS || !groups_fit(plan))
+    const size_t most = engine->pipes == 4 ? MOST_BLOCKS_4 : ins->in.block == 16 ? MOST_BLOCKS : MOST_LONGER;
+    if (ins->in.block == 64 && tiles / ins->groups % 4)
+        return 0; /* its kernel wants whole blocks of outputs */
+    if (blocks * (ins->in.block / 16) > most || tiles * blocks * 16 * ins->in.block > MOST_WEIGHTS || !groups_fit(plan))
         return 0;
     /* Lines are cut into even parts: if not all of them are one, half of an item must be enough for a kernel. */
     const size_t lines = most_lines(plan);
@@ -103,7 +106,10 @@ static int shape_fits(const bw_fast *engine, const bw_plan *plan)
         return (lines == ins->out0.height ? lines : lines / 2) * width >= LEAST_PIXELS;
     /* Pixels that are done twice at the end of each row must be few. */
     const size_t sevens = bw_divide_up(width, 7) * 7, eights = bw_divide_up(width, 8) * 8;
-    return width >= LEAST_PIXELS && (sevens < eights ? sevens : eights) * 8 <= width * 9;
+    const size_t done = ins->in.block == 16   ? bw_smaller(sevens, eights)
+                        : ins->in.block == 32 ? sevens
+                                              : bw_divide_up(width, 3) * 3;
+    return width >= LEAST_PIXELS && done * 8 <= width * 9;
 }
 
 static size_t panel_blocks(const bw_plan *plan, size_t lines)
@@ -116,7 +122,7 @@ int bw_direct_plan(const bw_fast *engine, bw_plan *plan)
     const bw_instruction *ins = plan->ins;
     if (!engine->rows->direct || !engine->bytes || !formats_fit(plan) || !shape_fits(engine, plan))
         return 0;
-    const size_t tiles = bw_conv_tiles(ins), blocks = bw_conv_blocks(ins), codes = tiles * blocks * 256;
+    const size_t tiles = bw_conv_tiles(ins), blocks = bw_conv_blocks(ins), codes = tiles * blocks * 16 * ins->in.block;
     const size_t sums = tiles * blocks * bw_dot_sums(plan->is_signed) * sizeof(int32_t);
     const bw_format_traits *w = plan->weight_format.traits;
     const size_t unpacked = w->code_bits == 8 ? 0 : codes;
@@ -129,13 +135,14 @@ int bw_direct_plan(const bw_fast *engine, bw_plan *plan)
         engine->dots->unpack(w, plan->weights, codes, plan->own + sums);
         plan->direct_weights = (const int8_t *)plan->own + sums;
     }
-    engine->bytes->sum(plan->direct_weights, plan->weight_exps, tiles * blocks, 16, plan->is_signed, plan->direct_sums);
+    engine->bytes->sum(plan->direct_weights, plan->weight_exps, tiles * blocks, ins->in.block, plan->is_signed,
+                       plan->direct_sums);
     plan->group_blocks = plan->in.units / ins->groups;
     plan->group_channels = ins->out0.channels / ins->groups;
     plan->reduction = blocks;
     plan->item_rows = most_lines(plan);
     const size_t panel = panel_blocks(plan, plan->item_rows);
-    plan->scratch = bw_round_up(panel * 16 + BW_PANEL_SLACK, 64) + panel * sizeof(int32_t) + BW_PANEL_SLACK;
+    plan->scratch = bw_round_up(panel * ins->in.block + BW_PANEL_SLACK, 64) + panel * sizeof(int32_t) + BW_PANEL_SLACK;
     return 1;
 }
 
@@ -161,7 +168,7 @@ static void pack(const job *j, panel *to, const uint8_t *codes, const int8_t *ex
     bw_pack_args args = {.codes = codes,
                          .exps = exps,
                          .count = blocks,
-                         .block = 16,
+                         .block = j->plan->ins->in.block,
                          .offset = j->plan->is_signed ? 128 : 0,
                          .scale_bias = SCALE_BIAS,
                          .out = to->codes,
@@ -170,7 +177,7 @@ static void pack(const job *j, panel *to, const uint8_t *codes, const int8_t *ex
         return;
     if (to->codes) {
         dots->pack8(&args);
-        to->codes += blocks * 16;
+        to->codes += blocks * args.block;
     } else {
         dots->scales8(exps, blocks, SCALE_BIAS, to->scale);
     }
@@ -198,7 +205,7 @@ static void pack_row(const job *j, panel *to, size_t image, int64_t y, int64_t x
         pack(j, to, codes, exps, (size_t)(end - first) * kb);
     } else {
         const size_t units = (size_t)step * ins->in.pixel_stride;
-        for (int64_t i = first; i < end; i++, codes += units * 16, exps += units)
+        for (int64_t i = first; i < end; i++, codes += units * ins->in.block, exps += units)
             pack(j, to, codes, exps, kb);
     }
     pack(j, to, NULL, NULL, (width - (size_t)end) * kb);
@@ -236,18 +243,21 @@ static void run_item(void *context, size_t item, unsigned thread)
     const bw_instruction *ins = plan->ins;
     const size_t image = item / j->parts, part = item % j->parts, height = ins->out0.height;
     const size_t line = height * part / j->parts, lines = height * (part + 1) / j->parts - line;
-    const size_t width = ins->out0.width, kb = plan->in.units;
+    const size_t width = ins->out0.width, kb = plan->in.units, block = ins->in.block;
     panel at = {.codes = bw_fast_scratch(j->engine, thread)};
-    at.scale =
-        (int32_t *)(void *)(at.codes + bw_round_up(panel_blocks(plan, plan->item_rows) * 16 + BW_PANEL_SLACK, 64));
+    const size_t codes = panel_blocks(plan, plan->item_rows) * block + BW_PANEL_SLACK;
+    at.scale = (int32_t *)(void *)(at.codes + bw_round_up(codes, 64));
     const int lies = in_place(plan);
     pack_panel(j, image, line, lines, (panel){lies ? NULL : at.codes, at.scale});
 
     bw_dot_run runs[MOST_BLOCKS];
     const size_t step = ins->kernel_x == 1 ? 1 : ins->stride_x;
-    bw_direct g = {
-        .n = plan->group_channels, .blocks = plan->reduction, .runs = runs, .run_count = find_runs(plan, runs)};
-    g.code_step = lies ? plan->in.unit_bytes * ins->in.pixel_stride : step * kb * 16;
+    bw_direct g = {.block = block,
+                   .n = plan->group_channels,
+                   .blocks = plan->reduction,
+                   .runs = runs,
+                   .run_count = find_runs(plan, runs)};
+    g.code_step = lies ? plan->in.unit_bytes * ins->in.pixel_stride : step * kb * block;
     g.scale_step = step * kb;
     g.is_signed = plan->is_signed;
     g.activation = &plan->activation;
@@ -255,15 +265,15 @@ static void run_item(void *context, size_t item, unsigned thread)
     g.pixels = merged ? lines * width : width;
     /* All weights for some pixels, or some weights for all of them. */
     const size_t tiles = bw_conv_tiles(ins) / ins->groups, sums = plan->reduction * bw_dot_sums(plan->is_signed);
-    g.all_at_once = tiles * (plan->reduction * 256 + sums * sizeof(int32_t)) > CACHED;
+    g.all_at_once = tiles * (plan->reduction * 16 * block + sums * sizeof(int32_t)) > CACHED;
     const size_t down = panel_width(ins) * kb * (ins->kernel_y == 1 ? 1 : ins->stride_y);
     const size_t count = merged ? 1 : lines;
     for (size_t n = 0; n < count * ins->groups; n++) {
         const size_t i = n % count, group = n / count, c0 = group * plan->group_channels;
         const size_t unit = group * plan->group_blocks, tile = group * tiles;
-        g.codes = lies ? bw_view_codes(&plan->in, image, line, 0, unit) : at.codes + (i * down + unit) * 16;
+        g.codes = lies ? bw_view_codes(&plan->in, image, line, 0, unit) : at.codes + (i * down + unit) * block;
         g.scale = at.scale + i * down + unit;
-        g.weights = plan->direct_weights + tile * plan->reduction * 256;
+        g.weights = plan->direct_weights + tile * plan->reduction * 16 * block;
         g.sums = plan->direct_sums + tile * sums;
         g.bias = plan->bias ? plan->bias + tile * 16 : NULL;
         g.b = bw_fast_side(&plan->in2, image, line + i, 0, c0);

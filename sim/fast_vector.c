@@ -449,11 +449,11 @@ static int patches(const bw_fast *engine, const bw_plan *plan)
 {
     const bw_instruction *ins = plan->ins;
     const size_t line = (size_t)ins->kernel_x * ins->in.channels;
+    const size_t pieces = plan->out[0].units * (plan->out[0].format.block / 16); /* of 16 channels */
     return ins->opcode == BW_OP_PATCH && engine->rows->patch && ins->activation == BW_ACT_NONE &&
            ins->dilation_x == 1 && ins->in.pixel_stride == ins->in.channels && !plan->out[1].tensor &&
            plan->out[0].format.kind == BW_KIND_INT && !plan->out[0].format.traits->sub_block &&
-           plan->out[0].format.block == 16 && plan->out[0].units <= BW_PATCH_BLOCKS &&
-           plan->out[0].units * (15 / line + 2) <= BW_PATCH_PIECES;
+           plan->out[0].format.block <= 64 && pieces <= BW_PATCH_BLOCKS && pieces * (15 / line + 2) <= BW_PATCH_PIECES;
 }
 
 /* Weights as numbers, and what else only a DWCONV has. */

@@ -164,6 +164,8 @@ static inline vf v_element_to_float(const uint8_t *p, int magnitude, int most, i
 
 #include "sim/rows_simd.h"
 
+#include "sim/rows_sides.h"
+
 #include "sim/rows_fused.h"
 
 #include "sim/rows_window.h"

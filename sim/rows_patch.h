@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * PATCH of neighbours in a row of the output (bw_patch in sim/fast.h), AVX-512: included by rows__avx512vnni.c after
- * sim/rows_fused.h. The 16 channels of a block are loaded straight from the rows of the input that they come from, one
+ * sim/rows_fused.h. 16 channels at a time are loaded straight from the rows of the input that they come from, one
  * masked load each, whose masked lanes are not touched; the same block of four pixels is encoded together.
  */
 
-/* Channels of one block that come from one row of taps. */
+/* Of 16 channels those that come from one row of taps. */
 typedef struct patch_piece {
     int64_t offset; /* of lane 0 from tap (0, 0), floats */
     int64_t shift;  /* lane 0 is this channel of the row of taps; negative: of the row before */
@@ -21,13 +21,14 @@ INLINE __mmask16 lane_range(int64_t from, int64_t end)
     return from < end ? (__mmask16)(((1u << end) - 1) & ~((1u << from) - 1)) : 0;
 }
 
-static void patch(const bw_patch *g)
+/* Inlined with constant B, the channels of a block. */
+INLINE void patch_blocks(const bw_patch *g, const size_t B)
 {
-    const size_t line = g->kernel_x * g->channels, n = g->kernel_y * line, blocks = (n + 15) / 16;
+    const size_t per = B / 16, line = g->kernel_x * g->channels, n = g->kernel_y * line, blocks = (n + B - 1) / B;
     patch_piece pieces[BW_PATCH_PIECES];
     size_t first[BW_PATCH_BLOCKS + 1];
     size_t count = 0;
-    for (size_t b = 0; b < blocks; b++) {
+    for (size_t b = 0; b < blocks * per; b++) {
         const size_t end = n < b * 16 + 16 ? n : b * 16 + 16;
         first[b] = count;
         for (size_t ky = b * 16 / line; ky * line < end; ky++) {
@@ -40,7 +41,7 @@ static void patch(const bw_patch *g)
                                             .lanes = lane_range(-shift, (int64_t)line - shift)};
         }
     }
-    first[blocks] = count;
+    first[blocks * per] = count;
     const side out = side_of(&g->out, 16, 1);
     const size_t step = g->stride * g->channels;
     for (size_t next = 0; next < g->pixels; next += 4) {
@@ -58,27 +59,50 @@ static void patch(const bw_patch *g)
             inside = inside && column >= 0 && column + (int64_t)g->kernel_x <= g->width;
         }
         spot to = moved(out.first, p * out.code_pixel, p * out.exp_pixel);
-        for (size_t b = 0; b < blocks; b++, to = moved(to, 16, 1)) {
-            __m512 v[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-            for (size_t k = first[b]; k < first[b + 1]; k++) {
-                const patch_piece *piece = &pieces[k];
+        const size_t written = g->pixels < 4 ? g->pixels : 4;
+        for (size_t b = 0; b < blocks; b++, to = moved(to, B, 1)) {
+            vf v[4][4]; /* of each pixel */
 #pragma GCC unroll 4
-                for (size_t i = 0; i < 4; i++) {
-                    __mmask16 lanes = piece->lanes;
-                    if (!inside)
-                        lanes &= lane_range(from[i] - piece->shift, end[i] - piece->shift);
-                    v[i] = _mm512_mask_loadu_ps(v[i], lanes, x[i] + piece->offset);
+            for (size_t j = 0; j < per; j++) {
+                __m512 u[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+                for (size_t k = first[b * per + j]; k < first[b * per + j + 1]; k++) {
+                    const patch_piece *piece = &pieces[k];
+#pragma GCC unroll 4
+                    for (size_t i = 0; i < 4; i++) {
+                        __mmask16 lanes = piece->lanes;
+                        if (!inside)
+                            lanes &= lane_range(from[i] - piece->shift, end[i] - piece->shift);
+                        u[i] = _mm512_mask_loadu_ps(u[i], lanes, x[i] + piece->offset);
+                    }
                 }
+#pragma GCC unroll 4
+                for (size_t i = 0; i < 4; i++)
+                    v[i][j] = (vf)u[i];
             }
-            const vf y[4] = {(vf)v[0], (vf)v[1], (vf)v[2], (vf)v[3]};
-            uint8_t codes[64];
-            int8_t exps[4];
-            write_int(&out, 16, 4, 0, y, (spot){codes, exps});
-            const size_t written = g->pixels < 4 ? g->pixels : 4;
-            for (size_t i = 0; i < written; i++) {
-                memcpy(to.codes + i * out.code_pixel, codes + 16 * i, 16);
-                to.exps[i * out.exp_pixel] = exps[i];
+#pragma GCC unroll 4
+            for (size_t i = 0; i < 4; i += 4 / per) { /* 64 values at a time */
+                vf y[4];
+#pragma GCC unroll 4
+                for (size_t j = 0; j < 4; j++)
+                    y[j] = v[i + j / per][j % per];
+                uint8_t codes[64];
+                int8_t exps[4];
+                write_int(&out, (int)B, 4, 0, y, (spot){codes, exps});
+                for (size_t k = 0; k < 4 / per && i + k < written; k++) {
+                    memcpy(to.codes + (i + k) * out.code_pixel, codes + B * k, B);
+                    to.exps[(i + k) * out.exp_pixel] = exps[k];
+                }
             }
         }
     }
+}
+
+static void patch(const bw_patch *g)
+{
+    if (g->out.format->block == 16)
+        patch_blocks(g, 16);
+    else if (g->out.format->block == 32)
+        patch_blocks(g, 32);
+    else
+        patch_blocks(g, 64);
 }

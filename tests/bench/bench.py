@@ -12,6 +12,7 @@ falls on all. The figure is the median of all slices, the spread p10..p90.
 
 Each network's result goes to build/bench/NAME.json (NAME.peers.json with --peers). --prepare makes models and packages
 and measures nothing; --report prints the tables of what has been measured before.
+A format may name its block: msfp16/64.
 Environment, in place of the options: BW_BENCH_ONLY, BW_BENCH_FORMATS, BW_BENCH_ISA, BW_BENCH_THREADS,
 BW_BENCH_SECONDS, BW_BENCH_ROUNDS. BW_SHARED: the shared data (default ../shared/data). BW_PEERS: the environment of the
 peers (default build/peers). BW_BENCH_OUT: where results go (default build/bench).
@@ -212,10 +213,13 @@ class Bench:
         return target
 
     def package(self, name, model, fmt):
-        target = os.path.join(self.models, f"{name}.{fmt}.bw")
+        """fmt: a format, or FORMAT/BLOCK."""
+        target = os.path.join(self.models, f"{name}.{fmt.replace('/', '-')}.bw")
         tool = os.path.join(BIN, "blockwave-quantize")
         if not self.fresh(target, model, tool):
-            output_of([tool, "-q", model, "-o", target, "--format", fmt, "--name", name])
+            number, _, block = fmt.partition("/")
+            output_of([tool, "-q", model, "-o", target, "--format", number, "--name", name]
+                      + (["--block", block] if block else []))
         return target
 
     def int8(self, name, model, which):
@@ -381,7 +385,7 @@ def main():
     p.add_argument("--markdown", action="store_true", help="with --report: tables as docs/performance.md has them")
     p.add_argument("--svg", help="with --report: draw the roofline to this file")
     args = p.parse_args()
-    args.formats = args.formats or (["msfp16"] if args.peers else ["msfp16", "msfp12", "mxint8"])
+    args.formats = args.formats or (["msfp16", "msfp16/32", "msfp16/64"] if args.peers else ["msfp16", "msfp12", "mxint8"])
     cpus = len(os.sched_getaffinity(0))
     args.threads = [int(t) for t in args.threads] or sorted({1, cpus})
     if args.report:

@@ -37,12 +37,10 @@ def print_network(r):
     print(end="", flush=True)
 
 
-def pick(r, threads, engine, fmt=""):
-    """The fastest of the engine's formats that begin with `fmt`; blockwave: the first. None if there is none."""
+def pick(r, threads, engine, fmt):
+    """The fastest of the engine's formats that begin with `fmt`. None if there is none."""
     found = [x for x in r["results"]
              if x["threads"] == threads and x["engine"] == engine and x["format"].startswith(fmt)]
-    if engine == "blockwave":
-        return found[0] if found else None
     return min(found, key=lambda x: x["ms"], default=None)
 
 
@@ -55,22 +53,28 @@ def digits(ms):
 
 
 def print_peers(all_, threads, markdown):
+    """Ratios: of blockwave's first format, and of its fastest if there are several."""
     columns = [c for c in COLUMNS if any(pick(r, threads, *c[1:]) for r in all_)]
+    formats = list(dict.fromkeys(x["format"] for r in all_ for x in r["results"] if x["engine"] == "blockwave"))
     rows = []
     for r in all_:
-        own = pick(r, threads, "blockwave")
+        own = {x["format"]: x for x in r["results"] if x["threads"] == threads and x["engine"] == "blockwave"}
         if not own:
             continue
+        first = next(iter(own.values()))
+        ours = [first["ms"]] + ([min(x["ms"] for x in own.values())] if len(formats) > 1 else [])
         cells = {c[0]: pick(r, threads, *c[1:]) for c in columns}
         fp32 = next((c["ms"] for c in (cells.get("ort fp32"), cells.get("oneDNN fp32")) if c), None)
         int8 = min((c["ms"] for c in (cells.get("ort int8"), cells.get("OV int8")) if c), default=None)
-        rows.append([r["network"], f"{digits(own['ms'])} ({digits(own['p10'])}-{digits(own['p90'])})"]
+        rows.append([r["network"]]
+                    + [f"{digits(own[f]['ms'])} ({digits(own[f]['p10'])}-{digits(own[f]['p90'])})" if f in own else "-"
+                       for f in formats]
                     + [digits(c["ms"]) if c else "-" for c in cells.values()]
-                    + [f"{c / own['ms']:.2f}" if c else "-" for c in (fp32, int8)])
-    own = next((x["format"] for r in all_ for x in r["results"] if x["engine"] == "blockwave"), "")
+                    + [" / ".join(f"{c / ms:.2f}" for ms in ours) if c else "-" for c in (fp32, int8)])
     versions = sorted({f"{x['engine']} {x['version']}" for r in all_ for x in r["results"] if x.get("version")})
     show(f"batch 1, {threads} thread{'s' if threads > 1 else ''}, ms ({', '.join(versions)})",
-         ["network", "blockwave " + own] + [c[0] for c in columns] + ["x fp32", "x best int8"], rows, markdown)
+         ["network"] + ["blockwave " + f for f in formats] + [c[0] for c in columns] + ["x fp32", "x best int8"], rows,
+         markdown)
 
 
 def print_scaling(all_, markdown):

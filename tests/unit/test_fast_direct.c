@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Convolutions with short reductions, of every height and width that items are cut from, against the reference. */
+/* Convolutions with short reductions, of every height and width that items are cut from, in blocks of 16, 32 and 64,
+ * with every kind of end, against the reference. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -16,13 +17,19 @@ typedef struct shape {
     uint32_t height, width, groups, blocks, outputs; /* blocks and outputs of a group */
     uint32_t kernel;
     bw_activation first; /* of what makes the input: none leaves it signed */
+    uint32_t block;      /* 0: 16 */
+    bw_format residual;  /* BW_FORMAT_NONE: there is none */
+    bw_format out[2];    /* NONE, NONE: blocks */
+    bw_activation last;  /* of the convolution */
+    int bias;
 } shape;
 
 typedef struct net {
     struct {
         bw_program_header header;
-        bw_instruction list[3]; /* to blocks, CONV, to floats */
+        bw_instruction list[5]; /* to blocks, to the residual, CONV, to floats, to floats */
     } bytes;
+    size_t size;
     bw_program program;
     uint8_t *constants;
     float *in;
@@ -38,10 +45,11 @@ static uint32_t next(void)
     return (uint32_t)(seed >> 33);
 }
 
-static bw_tensor tensor(uint32_t h, uint32_t w, uint32_t c, bw_format format, bw_region region, uint64_t *end)
+static bw_tensor tensor(uint32_t h, uint32_t w, uint32_t c, bw_format format, uint32_t length, bw_region region,
+                        uint64_t *end)
 {
-    const uint16_t block = format == BW_FORMAT_FP32 ? 1 : 16;
-    const uint32_t units = c / block;
+    const bw_format_traits *f = bw_format_get(format);
+    const uint32_t block = f->kind == BW_KIND_INT ? length : 1, units = (c + block - 1) / block;
     const uint64_t all = (uint64_t)h * w * units;
     bw_tensor t = {.codes = *end,
                    .height = h,
@@ -51,12 +59,13 @@ static bw_tensor tensor(uint32_t h, uint32_t w, uint32_t c, bw_format format, bw
                    .row_stride = w * units,
                    .format = (uint8_t)format,
                    .region = (uint8_t)region,
-                   .block = block};
-    *end += all * (block == 1 ? 4 : 16);
+                   .block = (uint16_t)block};
+    *end += all * block * f->device_bytes;
     if (block > 1) {
         t.exps = *end;
-        *end = (*end + all + 63) / 64 * 64;
+        *end += all;
     }
+    *end = (*end + 63) / 64 * 64;
     return t;
 }
 
@@ -64,6 +73,8 @@ static bw_instruction instruction(bw_opcode op, bw_activation activation, bw_ten
 {
     return (bw_instruction){.opcode = (uint8_t)op,
                             .activation = (uint8_t)activation,
+                            .clip_lo = activation == BW_ACT_CLIP ? -3.0f : 0.0f,
+                            .clip_hi = activation == BW_ACT_CLIP ? 5.0f : 0.0f,
                             .kernel_y = 1,
                             .kernel_x = 1,
                             .stride_y = 1,
@@ -75,44 +86,76 @@ static bw_instruction instruction(bw_opcode op, bw_activation activation, bw_ten
                             .out0 = out};
 }
 
+static void fill(net *n, const bw_instruction *conv)
+{
+    const uint64_t blocks = bw_conv_tiles(conv) * bw_conv_blocks(conv), codes = blocks * 16 * conv->in.block;
+    for (uint64_t i = 0; i < codes; i++)
+        n->constants[i] = (uint8_t)((int)(next() % 255) - 127);
+    for (uint64_t i = 0; i < blocks * 16; i++)
+        n->constants[conv->weight_exps + i] = (uint8_t)(int8_t)(-10 - (int)(next() % 4));
+    float *bias = (float *)(void *)(n->constants + conv->bias);
+    for (uint64_t i = 0; conv->flags & BW_FLAG_BIAS && i < bw_conv_tiles(conv) * 16; i++)
+        bias[i] = (float)((int)(next() % 201) - 100) / 64.0f;
+}
+
 static void make(const shape *s, net *n)
 {
-    const uint32_t channels = s->groups * s->blocks * 16, outputs = s->groups * s->outputs;
+    const uint32_t block = s->block ? s->block : 16, channels = s->groups * s->blocks * block;
+    const uint32_t outputs = s->groups * s->outputs;
+    const bw_format formats[2] = {s->out[0] || s->out[1] ? s->out[0] : BW_FORMAT_MSFP16, s->out[1]};
     uint64_t in = 0, act = 0, out = 0;
     memset(n, 0, sizeof *n);
-    const bw_tensor x = tensor(s->height, s->width, channels, BW_FORMAT_FP32, BW_REGION_IN, &in);
-    const bw_tensor a = tensor(s->height, s->width, channels, BW_FORMAT_MSFP16, BW_REGION_ACT, &act);
-    const bw_tensor b = tensor(s->height, s->width, outputs, BW_FORMAT_MSFP16, BW_REGION_ACT, &act);
-    const bw_tensor y = tensor(s->height, s->width, outputs, BW_FORMAT_FP32, BW_REGION_OUT, &out);
-    n->bytes.list[0] = instruction(BW_OP_COPY, s->first, x, a);
-    n->bytes.list[2] = instruction(BW_OP_COPY, BW_ACT_NONE, b, y);
-    bw_instruction *conv = &n->bytes.list[1];
-    *conv = instruction(BW_OP_CONV, BW_ACT_RELU, a, b);
+    bw_instruction *list = n->bytes.list, *conv;
+    const bw_tensor x = tensor(s->height, s->width, channels, BW_FORMAT_FP32, 1, BW_REGION_IN, &in);
+    const bw_tensor a = tensor(s->height, s->width, channels, BW_FORMAT_MSFP16, block, BW_REGION_ACT, &act);
+    uint32_t count = 0;
+    list[count++] = instruction(BW_OP_COPY, s->first, x, a);
+    bw_tensor residual = {0};
+    if (s->residual) {
+        const bw_tensor z = tensor(s->height, s->width, outputs, BW_FORMAT_FP32, 1, BW_REGION_IN, &in);
+        residual = tensor(s->height, s->width, outputs, s->residual, block, BW_REGION_ACT, &act);
+        list[count++] = instruction(BW_OP_COPY, BW_ACT_NONE, z, residual);
+    }
+    const bw_tensor b = tensor(s->height, s->width, outputs, formats[0], block, BW_REGION_ACT, &act);
+    conv = &list[count++];
+    *conv = instruction(BW_OP_CONV, s->last, a, b);
+    conv->in2 = residual;
     conv->kernel_y = conv->kernel_x = (uint16_t)s->kernel;
     conv->origin_y = conv->origin_x = (int16_t) - (int)(s->kernel / 2);
     conv->groups = s->groups;
     conv->weight_format = BW_FORMAT_MSFP16;
+    const bw_tensor y = tensor(s->height, s->width, outputs, BW_FORMAT_FP32, 1, BW_REGION_OUT, &out);
+    list[count++] = instruction(BW_OP_COPY, BW_ACT_NONE, b, y);
+    if (formats[1]) {
+        conv->out1 = tensor(s->height, s->width, outputs, formats[1], block, BW_REGION_ACT, &act);
+        const bw_tensor y1 = tensor(s->height, s->width, outputs, BW_FORMAT_FP32, 1, BW_REGION_OUT, &out);
+        list[count++] = instruction(BW_OP_COPY, BW_ACT_NONE, conv->out1, y1);
+    }
     const uint64_t blocks = bw_conv_tiles(conv) * bw_conv_blocks(conv);
-    conv->weight_exps = (blocks * 256 + 63) / 64 * 64;
+    conv->weight_exps = (blocks * 16 * block + 63) / 64 * 64;
+    uint64_t constants = (conv->weight_exps + blocks * 16 + 63) / 64 * 64;
+    if (s->bias) {
+        conv->flags = BW_FLAG_BIAS;
+        conv->bias = constants;
+        constants += bw_conv_tiles(conv) * 64;
+    }
     n->bytes.header = (bw_program_header){.magic = BW_PROGRAM_MAGIC,
                                           .isa_version = BW_ISA_VERSION,
-                                          .instruction_count = 3,
+                                          .instruction_count = count,
                                           .act_bytes = act,
                                           .in_bytes = in,
                                           .out_bytes = out,
-                                          .const_bytes = (conv->weight_exps + blocks * 16 + 63) / 64 * 64};
-    n->constants = bw_aligned_zalloc(n->bytes.header.const_bytes);
+                                          .const_bytes = constants};
+    n->size = sizeof n->bytes.header + count * sizeof *list;
+    n->constants = bw_aligned_zalloc(constants);
     n->in = bw_aligned_zalloc(in * BATCH);
     assert_true(n->constants && n->in);
-    for (uint64_t i = 0; i < blocks * 256; i++)
-        n->constants[i] = (uint8_t)((int)(next() % 255) - 127);
-    for (uint64_t i = 0; i < blocks * 16; i++)
-        n->constants[conv->weight_exps + i] = (uint8_t)(int8_t)(-10 - (int)(next() % 4));
+    fill(n, conv);
     for (uint64_t i = 0; i < in * BATCH / 4; i++)
         n->in[i] = (float)((int)(next() % 2001) - 1000) / 64.0f;
     bw_error err;
-    if (bw_program_parse(&n->bytes, sizeof n->bytes, &n->program, &err) ||
-        bw_program_check_constants(&n->program, n->constants, n->bytes.header.const_bytes, &err))
+    if (bw_program_parse(&n->bytes, n->size, &n->program, &err) ||
+        bw_program_check_constants(&n->program, n->constants, constants, &err))
         fail_msg("%s", err.message);
 }
 
@@ -121,7 +164,7 @@ static void compare(const shape *s)
     net n;
     make(s, &n);
     const uint64_t bytes = n.bytes.header.out_bytes * BATCH;
-    uint8_t *expected = malloc(bytes), *out = malloc(bytes);
+    uint8_t *expected = calloc(bytes, 1), *out = malloc(bytes);
     assert_true(expected && out);
     assert_int_equal(bw_reference_run(&n.program, n.constants, n.in, expected, BATCH, NULL), BW_OK);
     for (unsigned threads = 1; threads <= 3; threads++)
@@ -129,12 +172,14 @@ static void compare(const shape *s)
             const bw_fast_options options = {BW_SIM_ISA_AUTO, threads, pipes};
             bw_fast *engine;
             assert_int_equal(bw_fast_create(&n.program, n.constants, &options, &engine, NULL), BW_OK);
-            memset(out, 0xFF, bytes);
+            memset(out, 0, bytes);
             assert_int_equal(bw_fast_run(engine, n.in, out, BATCH, NULL, NULL), BW_OK);
             bw_fast_destroy(engine);
             if (memcmp(out, expected, bytes) != 0)
-                fail_msg("%ux%u, %u groups of %u blocks to %u, kernel %u, %u threads, %u pipes: other bits", s->height,
-                         s->width, s->groups, s->blocks, s->outputs, s->kernel, threads, pipes);
+                fail_msg("%ux%u, %u groups of %u blocks of %u to %u, kernel %u, residual %d, outputs %d and %d, "
+                         "activation %d, %u threads, %u pipes: other bits",
+                         s->height, s->width, s->groups, s->blocks, s->block, s->outputs, s->kernel, s->residual,
+                         s->out[0], s->out[1], s->last, threads, pipes);
         }
     free(expected);
     free(out);
@@ -147,25 +192,62 @@ static void narrow_and_deep(void **state)
 {
     (void)state;
     for (uint32_t height = 8; height <= 12; height++)
-        for (uint32_t width = 1; width <= 9; width += 2)
-            compare(&(shape){height, width, 4, 28, 16, 1, height % 2 ? BW_ACT_RELU : BW_ACT_NONE});
-    compare(&(shape){21, 3, 6, 38, 16, 1, BW_ACT_NONE});
-    compare(&(shape){16, 1, 100, 40, 16, 1, BW_ACT_RELU});
+        for (uint32_t width = 1; width <= 9; width += 2) {
+            shape s = {height, width, 4, 28, 16, 1, height % 2 ? BW_ACT_RELU : BW_ACT_NONE, .last = BW_ACT_RELU};
+            compare(&s);
+            s = (shape){height, width, 2, 14, 32, 1, s.first, .block = 32, .last = BW_ACT_RELU};
+            compare(&s);
+            s = (shape){height, width, 2, 7, 64, 1, s.first, .block = 64, .last = BW_ACT_RELU};
+            compare(&s);
+        }
+    compare(&(shape){21, 3, 6, 38, 16, 1, BW_ACT_NONE, .last = BW_ACT_RELU});
+    compare(&(shape){16, 1, 100, 40, 16, 1, BW_ACT_RELU, .last = BW_ACT_RELU});
 }
 
 static void small_and_shallow(void **state)
 {
     (void)state;
     for (uint32_t height = 1; height <= 11; height++)
-        for (uint32_t width = 1; width <= 17; width += 4) {
-            compare(&(shape){height, width, 1, 2, 48, 1, BW_ACT_NONE});
-            compare(&(shape){height, width, 1, 3, 32, 1, BW_ACT_RELU});
-            compare(&(shape){height, width, 2, 1, 16, 3, BW_ACT_RELU});
-        }
+        for (uint32_t width = 1; width <= 17; width += 4)
+            for (uint32_t block = 16; block <= 64; block *= 2) {
+                compare(&(shape){height, width, 1, 2, 64, 1, BW_ACT_NONE, .block = block, .last = BW_ACT_RELU});
+                compare(&(shape){height, width, 1, 3, 48, 1, BW_ACT_RELU, .block = block, .last = BW_ACT_RELU});
+                compare(&(shape){height, width, 2, 1, 64, 3, BW_ACT_RELU, .block = block, .last = BW_ACT_RELU});
+            }
+}
+
+/* Residuals, outputs, activations and biases in all combinations; channels that end within a block and a tile. */
+static void ends(void **state)
+{
+    (void)state;
+    static const bw_format residuals[] = {BW_FORMAT_NONE, BW_FORMAT_FP16, BW_FORMAT_BF16, BW_FORMAT_MSFP16};
+    static const bw_format outs[][2] = {{BW_FORMAT_FP16, BW_FORMAT_NONE},
+                                        {BW_FORMAT_MSFP16, BW_FORMAT_NONE},
+                                        {BW_FORMAT_FP16, BW_FORMAT_MSFP16},
+                                        {BW_FORMAT_MSFP16, BW_FORMAT_FP16}};
+    static const uint32_t outputs[] = {64, 128, 100, 40};
+    for (uint32_t block = 16; block <= 64; block *= 2)
+        for (unsigned r = 0; r < 4; r++)
+            for (unsigned o = 0; o < 4; o++)
+                for (unsigned act = BW_ACT_NONE; act < BW_ACT_LIMIT; act++)
+                    for (unsigned n = 0; n < 4; n++)
+                        compare(&(shape){3,
+                                         11,
+                                         1,
+                                         2,
+                                         outputs[n],
+                                         1,
+                                         n % 2 ? BW_ACT_RELU : BW_ACT_NONE,
+                                         block,
+                                         residuals[r],
+                                         {outs[o][0], outs[o][1]},
+                                         (bw_activation)act,
+                                         (int)(act + n) % 2});
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(narrow_and_deep), cmocka_unit_test(small_and_shallow)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(narrow_and_deep), cmocka_unit_test(small_and_shallow),
+                                       cmocka_unit_test(ends)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
