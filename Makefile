@@ -24,7 +24,7 @@ VARIANT := $(shell printf '%s' '$(CC) $(CFLAGS) $(BASE_FLAGS) $(SAN_FLAGS) $(LDF
 BUILD   := build/$(VARIANT)
 GEN     := build/gen
 
-PKGS     := grpc libprotobuf-c jansson libpng libjpeg libcrypto zlib
+PKGS     := grpc libprotobuf-c jansson libpng libjpeg libcrypto libmicrohttpd zlib
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 ALL_FLAGS = $(BASE_FLAGS) $(CFLAGS) $(SAN_FLAGS) -I. -I$(GEN) $(PKG_CFLAGS)
 
@@ -32,7 +32,7 @@ LIBS_kernels := -lm
 LIBS_hal     := -lcrypto -ljansson -ldl
 LIBS_host    := -ldnnl -ljansson -lpng -ljpeg -lz
 LIBS_proto   := -lprotobuf-c
-LIBS_service := -lgrpc -lgpr -lprotobuf-c
+LIBS_service := -lgrpc -lgpr -lprotobuf-c -lmicrohttpd
 
 # --- sources ----------------------------------------------------------------------------------------------------
 FOLDERS := kernels hal sim host quantize service
@@ -114,7 +114,7 @@ help:
 
 # Debian 12 packages of the build, the demo and the tests.
 DEPS := gcc libc6-dev pkg-config libgrpc-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler libdnnl-dev \
-    libjansson-dev libpng-dev libjpeg-dev libssl-dev openssl zlib1g-dev libcmocka-dev \
+    libjansson-dev libpng-dev libjpeg-dev libssl-dev openssl libmicrohttpd-dev zlib1g-dev libcmocka-dev \
     ocl-icd-opencl-dev opencl-c-headers pocl-opencl-icd libxrt-dev libxrt1 uuid-dev \
     python3 python3-grpcio python3-grpc-tools python3-numpy python3-onnx python3-pil
 ## deps: install what is missing with apt (Debian 12), saying so
