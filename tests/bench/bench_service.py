@@ -129,6 +129,11 @@ def share(options, work, address):
     print(f"  of the mean latency {run['latency_us']['mean'] / 1e3:.2f} ms: device {100 * run['device_share']:.2f} %, "
           f"network's CPU stages {100 * run['cpu_stage_share']:.2f} %, service {100 * run['service_share']:.2f} % "
           f"(target {100 * SHARE_TARGET:g})")
+    total, device = stages["total"], stages["device"]
+    outside = run["latency_us"]["mean"] - total
+    print(f"  all but the device, in us: {outside + total - device:.0f}: client, kernel and gRPC before and after the "
+          f"server's clock {outside:.0f}, server {total - device:.0f} (values into the device's order and CPU stages "
+          f"included)")
     print(f"  server's own times in us: {stages}")
     return run
 

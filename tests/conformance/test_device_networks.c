@@ -187,13 +187,20 @@ int main(void)
         printf("not ok 1 - %s\n", err.message);
         return 1;
     }
+    size_t networks = 0;
     for (size_t i = 0; i < bw_test_network_count; i++) {
         const struct bw_test_network *n = &bw_test_networks[i];
         const int usual = strstr(n->path, "digits") || (strstr(n->path, "resnet20_cifar10.onnx") && !(san && *san));
-        if (pick ? strstr(n->path, pick) != NULL : usual || getenv("BW_LONG"))
+        if (pick ? strstr(n->path, pick) != NULL : usual || getenv("BW_LONG")) {
             run_network(sim, n);
+            networks++;
+        }
     }
     bw_device_close(sim);
+    if (!networks) {
+        printf("not ok 1 - BW_NETWORK=%s: no network has that in its name (tests/support/networks.c)\n", pick);
+        return 1;
+    }
     if (!test_count)
         skip("networks", "there is no device but the simulator");
     printf("1..%d\n", test_count);

@@ -24,6 +24,8 @@ const struct bw_test_network bw_test_networks[] = {
     {"onnx/light/light_densenet121.onnx", 0},
     {"onnx/light/light_inception_v1.onnx", 0},
     {"onnx/light/light_inception_v2.onnx", 0},
+    {"onnx/light/light_bvlc_alexnet.onnx", 0},
+    {"onnx/light/light_zfnet512.onnx", 0},
     {"onnx/light/light_vgg19.onnx", 0},
 };
 const size_t bw_test_network_count = sizeof bw_test_networks / sizeof *bw_test_networks;
@@ -33,7 +35,7 @@ const struct bw_test_numeric bw_test_numerics[] = {
     {BW_FORMAT_MSFP12, 16},     {BW_FORMAT_MSFP11, 16},     {BW_FORMAT_MSFP12, 64},     {BW_FORMAT_MSFP16, 128},
     {BW_FORMAT_MXINT8, 32},     {BW_FORMAT_MXFP6_E2M3, 32}, {BW_FORMAT_MXFP6_E3M2, 32}, {BW_FORMAT_MXFP4_E2M1, 32},
     {BW_FORMAT_MXFP8_E4M3, 32}, {BW_FORMAT_MXFP8_E5M2, 32}, {BW_FORMAT_MX9, 16},        {BW_FORMAT_MX6, 16},
-    {BW_FORMAT_MX4, 16},        {BW_FORMAT_MX9, 64},
+    {BW_FORMAT_MX4, 16},        {BW_FORMAT_MX9, 64},        {BW_FORMAT_MSFP16, 32},     {BW_FORMAT_MSFP16, 64},
 };
 const size_t bw_test_numeric_count = sizeof bw_test_numerics / sizeof *bw_test_numerics;
 
