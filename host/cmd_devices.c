@@ -26,7 +26,7 @@ typedef struct listing {
 
 /* What is known of a device. */
 typedef struct report {
-    const bw_device_info *info;
+    bw_device_info info;
     bw_sensors sensors;
     const char *health;
     char reason[sizeof((bw_error *)0)->message]; /* why it is not "ok" */
@@ -86,8 +86,11 @@ static void check_device(report *r)
 {
     bw_device *device;
     bw_error err = {BW_OK, ""};
-    bw_status status = bw_device_open(r->info->uri, &device, &err);
+    bw_status status = bw_device_open(r->info.uri, &device, &err);
     if (!status) {
+        bw_device_info opened; /* it may be configured only now */
+        if (bw_device_info_get(device, &opened, NULL) == BW_OK)
+            r->info = opened;
         status = run_check(device, &err);
         r->counted = bw_device_state_get(device, &r->state, NULL) == BW_OK;
         bw_device_close(device);
@@ -149,7 +152,7 @@ static json_t *counters_json(const report *r)
 
 static json_t *device_json(const report *r)
 {
-    const bw_device_info *d = r->info;
+    const bw_device_info *d = &r->info;
     return json_pack("{s:s,s:s,s:s,s:o,s:s,s:s,s:s,s:o,s:I,s:o,s:o,s:o,s:o}", "uri", d->uri, "name", d->name, "part",
                      d->part, "address", text_or_null(d->address), "bitstream", d->bitstream, "interface_id",
                      d->interface_id, "health", r->health, "reason", text_or_null(r->reason), "memory_bytes",
@@ -168,7 +171,7 @@ static const char *measured(double value, const char *unit, char buf[32])
 
 static void print_device(const report *r)
 {
-    const bw_device_info *d = r->info;
+    const bw_device_info *d = &r->info;
     char formats[512], blocks[64], memory[32], used[32], celsius[32], watts[32];
     printf("%s\n", d->uri);
     printf("  name       %s\n", d->name);
@@ -194,7 +197,7 @@ static void print_device(const report *r)
 static int each_device(const bw_device_info *d, void *user)
 {
     listing *l = user;
-    report r = {.info = d, .health = "ok"};
+    report r = {.info = *d, .health = "ok"};
     if (l->check)
         check_device(&r);
     bw_device_sensors_get(d, &r.sensors, NULL);
