@@ -24,7 +24,7 @@ VARIANT := $(shell printf '%s' '$(CC) $(CFLAGS) $(BASE_FLAGS) $(SAN_FLAGS) $(LDF
 BUILD   := build/$(VARIANT)
 GEN     := build/gen
 
-PKGS     := grpc libprotobuf-c jansson libpng libjpeg libcrypto zlib
+PKGS     := grpc libprotobuf-c jansson libpng libjpeg libcrypto libmicrohttpd zlib
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 ALL_FLAGS = $(BASE_FLAGS) $(CFLAGS) $(SAN_FLAGS) -I. -I$(GEN) $(PKG_CFLAGS)
 
@@ -32,7 +32,7 @@ LIBS_kernels := -lm
 LIBS_hal     := -lcrypto -ljansson -ldl
 LIBS_host    := -ldnnl -ljansson -lpng -ljpeg -lz
 LIBS_proto   := -lprotobuf-c
-LIBS_service := -lgrpc -lgpr -lprotobuf-c
+LIBS_service := -lgrpc -lgpr -lprotobuf-c -lmicrohttpd
 
 # --- sources ----------------------------------------------------------------------------------------------------
 FOLDERS := kernels hal sim host quantize service
@@ -57,8 +57,8 @@ SYSLIBS  := $(LIBS_service) $(LIBS_proto) $(LIBS_host) $(LIBS_hal) $(LIBS_kernel
 
 # Plug-ins of the HAL: hal/plugins/NAME/*.c becomes lib/libbw_hal_NAME.so, found at run time from the program's folder.
 # It is built if pkg-config knows all of PLUGIN_PKGS_NAME, and reported as missing otherwise (`make report`). It takes
-# hal/base.h (and kernels/, where it links no archive of it below) from the program that loads it. PLUGIN_FLAGS_NAME, PLUGIN_LIBS_NAME: more flags, more
-# libraries; PLUGIN_GEN_NAME: generated C files below $(GEN).
+# hal/base.h from the program that loads it, the rest of hal/ and kernels/ from the archives that it links below.
+# PLUGIN_FLAGS_NAME, PLUGIN_LIBS_NAME: more flags, more libraries; PLUGIN_GEN_NAME: generated C files below $(GEN).
 PLUGIN_PKGS_opencl := OpenCL
 PLUGIN_GEN_opencl  := $(GEN)/kernels/opencl/source.c
 # In the order of what they build on.
@@ -114,7 +114,7 @@ help:
 
 # Debian 12 packages of the build, the demo and the tests.
 DEPS := gcc libc6-dev pkg-config libgrpc-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler libdnnl-dev \
-    libjansson-dev libpng-dev libjpeg-dev libssl-dev openssl zlib1g-dev libcmocka-dev \
+    libjansson-dev libpng-dev libjpeg-dev libssl-dev openssl libmicrohttpd-dev zlib1g-dev libcmocka-dev \
     ocl-icd-opencl-dev opencl-c-headers pocl-opencl-icd libxrt-dev libxrt1 uuid-dev \
     python3 python3-grpcio python3-grpc-tools python3-numpy python3-onnx python3-pil
 ## deps: install what is missing with apt (Debian 12), saying so
@@ -172,7 +172,7 @@ $(BUILD)/lib/libbw_hal_$(1).so: $$(PLUGIN_OBJS_$(1))
 endef
 $(foreach p,$(PLUGINS_BUILT),$(eval $(call plugin_rules,$(p))))
 $(BUILD)/lib/libbw_hal_xrt.so: $(BUILD)/lib/libbw_hal.a $(BUILD)/lib/libbw_kernels.a
-$(BUILD)/lib/libbw_hal_opencl.so: $(BUILD)/lib/libbw_kernels.a
+$(BUILD)/lib/libbw_hal_opencl.so: $(BUILD)/lib/libbw_hal.a $(BUILD)/lib/libbw_kernels.a
 
 # Wraps functions of the C library: no prototypes; and never with a sanitizer, whose runtime is the program's.
 $(BUILD)/sim/card/shim/shim.o: sim/card/shim/shim.c

@@ -7,8 +7,8 @@
  * backend only moves bytes and runs one batch at a time per device.
  *
  * Locking: the core calls `open`, `close`, `load_bitstream`, `reset`, `image_load`, `image_release` and `run` of one
- * device from one thread at a time (not always the same thread); `info` and `abort` may come from any thread at any
- * time. No lock of the core is held during any call.
+ * device from one thread at a time (not always the same thread); `info`, `sensors` and `abort` may come from any thread
+ * at any time. No lock of the core is held during any call.
  *
  * Reset: before `reset` the core releases every image of the device, and loads each again before its next run. A loaded
  * bitstream stays through a reset.
@@ -21,7 +21,8 @@
 
 #include "hal/hal.h"
 
-#define BW_BACKEND_ABI 1u
+/* 2: the layout of bw_device_info: an address on the bus, no counters; the slot `sensors`. */
+#define BW_BACKEND_ABI 2u
 
 typedef struct bw_backend {
     uint32_t abi_version; /* BW_BACKEND_ABI */
@@ -33,7 +34,7 @@ typedef struct bw_backend {
     /* target: the URI after the colon, "" for the default; options after '?' included. */
     bw_status (*open)(const char *target, void **device, bw_error *err);
     void (*close)(void *device);
-    /* Current name, part, ids, offers, memory. Counters and health are the core's. */
+    /* Current name, part, address, ids, offers, memory. The struct is zero before. */
     bw_status (*info)(void *device, bw_device_info *info, bw_error *err);
     /* payload: the section of the container that this backend knows (see bitstream_kind), already verified. */
     bw_status (*load_bitstream)(void *device, const void *payload, size_t size, const char *uuid, bw_error *err);
@@ -59,6 +60,11 @@ typedef struct bw_backend {
      * anything has been done: this device cannot, the message says which one can; the core does not reset it. */
     bw_status (*run_timed)(void *device, void *image, const void *in, void *out, uint32_t batch,
                            const atomic_int *cancel, uint64_t *spent_ns, bw_error *err);
+    /* (optional, and absent if struct_size ends before it) Sets what it can read of the sensors of the device that
+     * `info` (its own, of `enumerate` or `info`) describes; both are NAN before. The device need not be open, may be
+     * lost, and may be in the hands of another process: use `info->address`, or whatever else leads there from `info`.
+     * A few milliseconds at most. Nothing is estimated: what cannot be read stays NAN. */
+    void (*sensors)(const bw_device_info *info, bw_sensors *sensors);
 } bw_backend;
 
 /* Size of the struct before slots were added to it: what a backend must have at least. */

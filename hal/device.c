@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Devices: open by URI, reference counts, information, bitstreams, reset. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -222,18 +223,49 @@ bw_status bw_device_info_get(bw_device *device, bw_device_info *info, bw_error *
     if (status)
         return bw_fail_context(err, status, "%s", device->uri);
     memcpy(info->uri, device->uri, sizeof info->uri);
+    return BW_OK;
+}
+
+bw_status bw_device_state_get(bw_device *device, bw_device_state *state, bw_error *err)
+{
+    bw_status status = check_device(device, err);
+    if (!status && !state)
+        status = bw_fail(err, BW_INVALID_ARGUMENT, "bw_device_state_get: state is NULL");
+    if (status)
+        return status;
+    memset(state, 0, sizeof *state);
     pthread_mutex_lock(&device->lock);
-    info->health = device->health;
-    info->runs = device->runs;
-    info->images = device->image_count;
-    info->faults = device->faults;
-    info->resets = device->resets;
-    info->evictions = device->evictions;
-    info->busy_ns = device->busy_ns;
-    info->memory_used = device->memory_used;
-    info->memory_budget = device->budget;
+    state->health = device->health;
+    if (device->health == BW_HEALTH_DEAD)
+        memcpy(state->reason, device->death, sizeof state->reason);
+    state->queued = device->queued + (device->running != NULL);
+    state->memory_used = device->memory_used;
+    state->memory_budget = device->budget;
+    state->runs = device->runs;
+    state->inferences = device->inferences;
+    state->images = device->image_count;
+    state->faults = device->faults;
+    state->resets = device->resets;
+    state->evictions = device->evictions;
+    state->busy_ns = device->busy_ns;
     pthread_mutex_unlock(&device->lock);
     return BW_OK;
+}
+
+bw_status bw_device_sensors_get(const bw_device_info *info, bw_sensors *sensors, bw_error *err)
+{
+    if (!info || !sensors)
+        return bw_fail(err, BW_INVALID_ARGUMENT, "bw_device_sensors_get: %s is NULL", info ? "sensors" : "info");
+    *sensors = (bw_sensors){.temperature_c = NAN, .power_w = NAN};
+    char scheme[32];
+    const char *target;
+    const bw_backend *backend = NULL;
+    bw_status status = check_uri(info->uri, scheme, &target, err);
+    if (!status)
+        status = bw_backend_find(scheme, &backend, err);
+    if (!status && bw_backend_sensors(backend))
+        bw_backend_sensors(backend)(info, sensors);
+    return status;
 }
 
 /* --- the turn, health ------------------------------------------------------------------------------------------- */

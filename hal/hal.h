@@ -8,7 +8,7 @@
  *     bw_image_load(dev, program, program_size, constants, constants_size, &img, &err);   // weights to the device
  *     bw_image_run(img, in, out, 1, 0, &err);                                              // one picture, blocking
  *     bw_image_release(img);  bw_device_close(dev);
- * Full: bw_device_load_bitstream, bw_device_info_get, bw_device_reset.
+ * Full: bw_device_load_bitstream, bw_device_info_get, bw_device_state_get, bw_device_sensors_get, bw_device_reset.
  * Async: bw_image_submit -> bw_fence, bw_fence_wait with a deadline, bw_fence_cancel, bw_fence_release.
  * Measuring: bw_image_submit_timed.
  *
@@ -32,26 +32,44 @@ typedef enum bw_health { BW_HEALTH_OK = 0, BW_HEALTH_RESETTING = 1, BW_HEALTH_DE
 
 #define BW_UUID_TEXT 37 /* 36 characters and the terminator */
 
+/* What a device is. It changes with its configuration only. */
 typedef struct bw_device_info {
     char uri[128];                   /* what bw_device_open takes: "sim:u250" */
     char name[128];                  /* "simulated U250 (fast engine, avx512vnni, 2 threads)" */
     char part[64];                   /* "sim-u250" */
+    char address[32];                /* on its bus, PCI: "0000:3b:00.1"; "" if it is on none, or that is unknown */
     char bitstream[BW_UUID_TEXT];    /* loaded bitstream's UUID; "" if none */
     char interface_id[BW_UUID_TEXT]; /* of the shell; a bitstream must carry the same */
     bw_requirements offers;          /* what programs may need */
-    bw_health health;
-    uint64_t runs, images, faults, resets; /* counters since open; images: loads */
-    uint64_t evictions;                    /* images that made way for others since open */
-    uint64_t busy_ns;                      /* time spent running programs */
-    uint64_t memory_bytes, memory_used;    /* constants and activations resident */
-    uint64_t memory_budget;                /* of bw_device_set_budget; 0: memory_bytes */
-    char isa[16];                          /* software devices: instruction set of the kernels; "" */
-    uint32_t threads;                      /* software devices: threads of a run; 0 */
+    uint64_t memory_bytes;           /* for constants and activations */
+    char isa[16];                    /* software devices: instruction set of the kernels; "" */
+    uint32_t threads;                /* software devices: threads of a run; 0 */
 } bw_device_info;
 
-/* Calls `each` for every device that the registered backends see, without opening any (info.health is OK and the
- * counters are 0). A backend that cannot be used is reported through `absent` (may be NULL) with the reason.
- * Stops when `each` returns non-zero. */
+/* How an open device is doing: what this process has done with it since it opened it. */
+typedef struct bw_device_state {
+    bw_health health;
+    char reason[256];       /* why it is dead, one line; "" if it is not */
+    uint32_t queued;        /* runs that wait or are on the device now */
+    uint64_t memory_used;   /* constants and activations resident now */
+    uint64_t memory_budget; /* of bw_device_set_budget; 0: the device's memory */
+    uint64_t runs;          /* that were on the device, however they ended */
+    uint64_t inferences;    /* elements of the batches of those that ended well */
+    uint64_t images;        /* bw_image_load that succeeded */
+    uint64_t faults;        /* of runs, loads and bitstreams, each of which led to a reset or the end */
+    uint64_t resets;        /* tried, also by opening the device anew */
+    uint64_t evictions;     /* images that made way for others */
+    uint64_t busy_ns;       /* time spent in runs */
+} bw_device_state;
+
+/* What a device measures of itself. NAN: unknown, as it has no such sensor, or it could not be read. */
+typedef struct bw_sensors {
+    double temperature_c; /* degrees Celsius of the chip */
+    double power_w;       /* watts that the board takes */
+} bw_sensors;
+
+/* Calls `each` for every device that the registered backends see, without opening any. A backend that cannot be used is
+ * reported through `absent` (may be NULL) with the reason. Stops when `each` returns non-zero. */
 bw_status bw_device_enumerate(int (*each)(const bw_device_info *info, void *user),
                               void (*absent)(const char *backend, const char *reason, void *user), void *user,
                               bw_error *err);
@@ -64,6 +82,11 @@ bw_status bw_device_enumerate(int (*each)(const bw_device_info *info, void *user
 bw_status bw_device_open(const char *uri, bw_device **device, bw_error *err);
 void bw_device_close(bw_device *device);
 bw_status bw_device_info_get(bw_device *device, bw_device_info *info, bw_error *err);
+/* Neither waits for the device nor asks it. BW_INVALID_ARGUMENT. */
+bw_status bw_device_state_get(bw_device *device, bw_device_state *state, bw_error *err);
+/* Reads the sensors of the device that `info` (of bw_device_info_get or bw_device_enumerate) describes, whoever has it
+ * open. Asks the operating system, which may take milliseconds. BW_NOT_FOUND: no backend of that URI. */
+bw_status bw_device_sensors_get(const bw_device_info *info, bw_sensors *sensors, bw_error *err);
 
 /* Loads a bitstream container (hal/bitstream.h) unless the device already holds its UUID. Loaded images are dropped
  * from the device and must be loaded again. BW_INCOMPATIBLE: other part or interface id (both are printed).

@@ -118,13 +118,19 @@ struct bw_device {
     bw_image *images;
     uint64_t budget; /* bytes that resident images may take; 0: the device's memory */
     uint64_t uses;   /* counts up: when an image was used last */
-    uint64_t runs, image_count, faults, resets, evictions, busy_ns, memory_used;
+    uint64_t runs, inferences, image_count, faults, resets, evictions, busy_ns, memory_used;
 };
 
 /* Whether the backend can time instructions. */
 static inline bool bw_backend_times(const bw_backend *b)
 {
     return b->struct_size >= offsetof(bw_backend, run_timed) + sizeof b->run_timed && b->run_timed;
+}
+
+/* The slot `sensors`; NULL: none. */
+static inline void (*bw_backend_sensors(const bw_backend *b))(const bw_device_info *, bw_sensors *)
+{
+    return b->struct_size >= offsetof(bw_backend, sensors) + sizeof b->sensors ? b->sensors : NULL;
 }
 
 /* registry.c: the backend of a URI scheme; loads its plug-in when it is not registered yet. */

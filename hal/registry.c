@@ -305,9 +305,6 @@ bw_status bw_device_enumerate(int (*each)(const bw_device_info *info, void *user
                 absent(b->name, why.message, user);
             if (status)
                 break;
-            info.health = BW_HEALTH_OK;
-            info.runs = info.images = info.faults = info.resets = info.evictions = 0;
-            info.busy_ns = info.memory_used = info.memory_budget = 0;
             if (each(&info, user))
                 return BW_OK;
         }

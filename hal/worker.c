@@ -136,6 +136,7 @@ static bool run_one(bw_device *dev)
     fence->error = error;
     bool fault;
     status = judge(fence, status, &fault);
+    dev->inferences += status ? 0 : fence->batch;
     if (fault) {
         /* The counters and the state are set before the waiter can see the result. */
         dev->faults++;
@@ -205,6 +206,8 @@ static void abandon(bw_device *dev, uint64_t waited_ns)
     dev->abandoned = true;
     dev->running = NULL;
     dev->cancel_ns = 0;
+    dev->runs++;
+    dev->busy_ns += bw_now_ns() - fence->started_ns;
     dev->faults++;
     pthread_detach(dev->worker);
     char reason[128];

@@ -48,11 +48,11 @@ static void nap(void)
 /* Its health, once a reset that is under way has shown whether it lives. */
 static bw_health settled(const member *m, uint64_t patience_ns)
 {
-    bw_device_info info = {.health = BW_HEALTH_OK};
+    bw_device_state state = {.health = BW_HEALTH_OK};
     const uint64_t until = bw_now_ns() + patience_ns;
-    while (!bw_device_info_get(m->device, &info, NULL) && info.health == BW_HEALTH_RESETTING && bw_now_ns() < until)
+    while (!bw_device_state_get(m->device, &state, NULL) && state.health == BW_HEALTH_RESETTING && bw_now_ns() < until)
         nap();
-    return info.health;
+    return state.health;
 }
 
 /* --- coming back -------------------------------------------------------------------------------------------------- */

@@ -33,6 +33,7 @@ static const char usage[] =
     "make\n"
     "                         way for others (default: the device's memory)\n"
     "  --grpc ADDR:PORT       listen here (default 127.0.0.1:50051; port 0 picks a free one), or on unix:PATH\n"
+    "  --metrics ADDR:PORT    metrics for Prometheus over HTTP, at /metrics, or on unix:PATH (default: none)\n"
     "  --port-file FILE       write the port there once the server is ready\n"
     "  --max-message-mb N     largest request, 1..1024 (default 64)\n"
     "  --queue N              requests that may wait, 0..100000 (default 256)\n"
@@ -96,6 +97,7 @@ enum {
     OPT_REQUIRE_SIGNED,
     OPT_DEVICE_MEMORY,
     OPT_GRPC,
+    OPT_METRICS,
     OPT_PORT_FILE,
     OPT_MESSAGE,
     OPT_QUEUE,
@@ -119,6 +121,7 @@ static const struct option options[] = {
     {"require-signed", no_argument, NULL, OPT_REQUIRE_SIGNED},
     {"device-memory", required_argument, NULL, OPT_DEVICE_MEMORY},
     {"grpc", required_argument, NULL, OPT_GRPC},
+    {"metrics", required_argument, NULL, OPT_METRICS},
     {"port-file", required_argument, NULL, OPT_PORT_FILE},
     {"max-message-mb", required_argument, NULL, OPT_MESSAGE},
     {"queue", required_argument, NULL, OPT_QUEUE},
@@ -195,6 +198,9 @@ static int set_option(arguments *a, int opt)
         return set_size(&s->device_memory, "device-memory", optarg);
     case OPT_GRPC:
         s->grpc_address = optarg;
+        return 0;
+    case OPT_METRICS:
+        s->metrics_address = optarg;
         return 0;
     case OPT_PORT_FILE:
         a->port_file = optarg;
@@ -310,6 +316,8 @@ static int serve(arguments *a)
     if (bw_sim_register(&err) || bw_server_start(&a->server, &server, &err))
         return bw_cli_fail("serve", &err);
     bw_log(BW_LOG_INFO, "serve", "listening on %s, loading", bw_server_grpc_address(server));
+    if (bw_server_metrics_address(server))
+        bw_log(BW_LOG_INFO, "serve", "metrics on %s", bw_server_metrics_address(server));
     bw_status status = bw_server_load(server, &a->server, take_signal, NULL, &err);
     if (!status && a->port_file)
         status = write_port(a->port_file, bw_server_grpc_port(server), &err);

@@ -11,10 +11,12 @@
 #include <time.h>
 
 #include "hal/base.h"
+#include "host/cli.h"
 #include "service/bitstream.h"
 #include "service/grpc_transport.h"
 #include "service/health.h"
 #include "service/kserve.h"
+#include "service/metrics.h"
 #include "service/predict.h"
 
 #define METHODS_MAX 16
@@ -26,6 +28,7 @@ struct bw_server {
     bw_service service;
     bw_grpc *grpc;
     bw_fleet *fleet;
+    bw_metrics *metrics;
     pthread_mutex_t state_mutex; /* of what health says */
     int loaded, draining, sick;
 };
@@ -114,11 +117,37 @@ static void on_fleet_changed(void *user)
     update_health(user);
 }
 
+/* --- metrics ------------------------------------------------------------------------------------------------------ */
+
+/* From the metrics' thread. The devices are shown when all of them are there. */
+static void write_metrics(FILE *out, void *user)
+{
+    bw_server *s = user;
+    unsigned waiting, running;
+    pthread_mutex_lock(&s->state_mutex);
+    const int loaded = s->loaded, serving = loaded && !s->draining && !s->sick;
+    pthread_mutex_unlock(&s->state_mutex);
+    bw_scheduler_load(s->scorer.scheduler, &waiting, &running);
+    bw_metrics_head(out, "blockwave_build_info", "gauge", "Version of the server.");
+    fputs("blockwave_build_info{version=\"" BW_VERSION "\"} 1\n", out);
+    bw_metrics_number(out, "blockwave_serving", "gauge", "1: the health service says SERVING.", serving);
+    bw_metrics_number(out, "blockwave_requests_waiting", "gauge", "Requests in the queue.", waiting);
+    bw_metrics_number(out, "blockwave_requests_running", "gauge", "Requests that workers are at.", running);
+    if (loaded)
+        bw_metrics_devices(out, s->fleet);
+}
+
+const char *bw_server_metrics_address(const bw_server *s)
+{
+    return s->metrics ? bw_metrics_address(s->metrics) : NULL;
+}
+
 /* --- start -------------------------------------------------------------------------------------------------------- */
 
 /* The transport is gone: nobody calls in any more. */
 static void free_server(bw_server *s)
 {
+    bw_metrics_close(s->metrics);
     if (s->fleet)
         bw_fleet_stop(s->fleet);
     bw_scheduler_destroy(s->scorer.scheduler);
@@ -149,6 +178,8 @@ bw_status bw_server_start(const bw_server_options *o, bw_server **server, bw_err
                            : bw_fail(err, BW_NO_MEMORY, "out of memory starting the server");
     if (!status)
         status = bw_fleet_new(&s->fleet, err);
+    if (!status && o->metrics_address)
+        status = bw_metrics_open(o->metrics_address, write_metrics, s, &s->metrics, err);
     if (!status) {
         bw_fleet_watch(s->fleet, on_fleet_changed, s);
         add_methods(s);

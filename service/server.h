@@ -28,6 +28,7 @@ typedef struct bw_server_options {
     const char *trust_dir; /* public keys that may sign bitstreams; NULL: signatures do not matter */
     int require_signed;    /* refuse bitstreams without a trusted signature */
     const char *grpc_address;
+    const char *metrics_address;             /* of the HTTP endpoint for Prometheus; NULL: none */
     unsigned max_message_mb, queue, workers; /* workers 0: by the number of CPUs */
     unsigned timeout_seconds, upload_seconds;
     unsigned lame_duck_ms, drain_seconds;
@@ -42,6 +43,7 @@ void bw_server_defaults(bw_server_options *o);
 bw_status bw_server_start(const bw_server_options *o, bw_server **server, bw_error *err);
 const char *bw_server_grpc_address(const bw_server *server);
 int bw_server_grpc_port(const bw_server *server);
+const char *bw_server_metrics_address(const bw_server *server); /* NULL: none */
 
 /* Opens devices, configures them, opens packages and becomes ready. BW_NOT_FOUND: no packages at all; else as
  * bw_device_open, bw_signature_check, bw_device_load_bitstream, bw_package_open, bw_session_open; BW_CANCELLED when

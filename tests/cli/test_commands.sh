@@ -46,8 +46,28 @@ import json, sys
 d = json.load(open(sys.argv[1]))
 s = [x for x in d["devices"] if x["uri"] == "sim:"][0]
 assert "msfp12" in s["offers"]["formats"] and 16 in s["offers"]["blocks"] and "CONV" in s["offers"]["opcodes"]
-assert s["health"] == "ok" and isinstance(d["absent"], list)' "$work/out" 2>>"$work/err"
+assert isinstance(d["absent"], list)
+keys = {"uri", "name", "part", "address", "bitstream", "interface_id", "health", "reason", "memory_bytes",
+        "temperature_c", "power_w", "counters", "offers"}
+for x in d["devices"]:  # the same members for every device, null where nothing is known
+    assert set(x) == keys, set(x) ^ keys
+    assert x["health"] == "ok" and x["reason"] is None and x["counters"] is None
+    assert all(v is None or isinstance(v, float) for v in (x["temperature_c"], x["power_w"]))
+assert s["address"] is None and s["temperature_c"] is None and s["power_w"] is None' "$work/out" 2>>"$work/err"
 result $? "devices --json"
+run 0 devices && has '^  address    none$' && has '^  sensors    temperature unknown, power unknown$' && has '^  health     ok$' &&
+    ! has '^  counters'
+result $? "devices shows address, sensors and health"
+run 0 devices --check --json && "$python" -c '
+import json, sys
+for x in json.load(open(sys.argv[1]))["devices"]:
+    c = x["counters"]
+    assert x["health"] == "ok" and x["reason"] is None
+    assert (c["runs"], c["inferences"], c["images"], c["faults"], c["resets"], c["evictions"]) == (1, 3, 1, 0, 0, 0), c
+    assert c["busy_ns"] > 0 and c["memory_used_bytes"] == 0 and c["memory_budget_bytes"] == 0' "$work/out" 2>>"$work/err"
+result $? "devices --check runs a program on each and counts"
+run 0 devices --check && has '^  counters   runs 1, inferences 3, images 1, faults 0, resets 0, evictions 0, busy .* ms, memory used 0 '
+result $? "devices --check shows the counters"
 echo nonsense >"$work/bad.bwbit"
 run 1 load "$work/bad.bwbit" --device sim: && says 'bad.bwbit' && run 1 load "$work/none.bwbit" --device sim: &&
     says 'none.bwbit' && run 2 load "$work/bad.bwbit" && says 'device is missing' && run 2 load --device sim: &&

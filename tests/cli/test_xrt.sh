@@ -109,6 +109,7 @@ server=$!
 for _ in $(seq 200); do [ -s held ] && break; sleep 0.1; done
 echo $server >server
 "$BW_BIN/blockwave" devices >devices.out 2>&1; echo $? >devices.code
+"$BW_BIN/blockwave" devices --check --json >check.json 2>/dev/null; echo $? >check.code
 for c in "run d.bw $1" "featurize d.bw --data $1 -o no.npz" "profile d.bw" "load a.bwbit" "serve d.bw --grpc 127.0.0.1:0"; do
     # shellcheck disable=SC2086
     "$BW_BIN/blockwave" $c --device xrt:0 >/dev/null 2>"busy.${c%% *}"; echo $? >"busy.${c%% *}.code"
@@ -124,6 +125,16 @@ cp devices.out "$work/out"
 [ "$(cat devices.code)" = 0 ] && has "^  name .*in use by process $server (blockwave-serve)" && [ "$(grep -c '^xrt:[01]$' devices.out)" = 2 ] &&
     [ "$(grep -c 'in use by' devices.out)" = 1 ]
 result $? "devices lists a card that another process has, and says who"
+cp check.json "$work/out"
+[ "$(cat check.code)" = 1 ] && "${PYTHON:-/usr/bin/python3}" -c '
+import json, sys
+d = {x["uri"]: x for x in json.load(open("check.json"))["devices"]}
+assert d["xrt:0"]["health"] == "busy" and d["xrt:0"]["counters"] is None
+assert "in use by process " + sys.argv[1] + " (blockwave-serve)" in d["xrt:0"]["reason"], d["xrt:0"]["reason"]
+assert d["xrt:1"]["health"] == "ok" and d["xrt:1"]["counters"]["runs"] == 1 and d["xrt:1"]["reason"] is None
+for x in (d["xrt:0"], d["xrt:1"]):  # an emulated card is on no bus and has no sensors
+    assert x["address"] is None and x["temperature_c"] is None and x["power_w"] is None' "$server" 2>"$work/err"
+result $? "devices --check runs on the card that is free and says who has the other"
 for c in run featurize profile load serve; do
     grep '^blockwave' "busy.$c" >"$work/err"
     [ "$(cat "busy.$c.code")" = 1 ] &&

@@ -4,6 +4,7 @@
  * random programs within what it offers, and keeps the HAL's promises. BW_DEVICES="URI URI..." chooses other devices;
  * BW_LONG runs more programs. A backend that cannot be used is a SKIP with its reason.
  */
+#include <math.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -32,6 +33,15 @@ static bw_device *open_device(void **state)
     if (bw_device_open(*state, &dev, &err))
         fail_msg("%s", err.message);
     return dev;
+}
+
+static bw_device_state state_of(bw_device *dev)
+{
+    bw_device_state s;
+    bw_error why = {BW_OK, ""};
+    if (bw_device_state_get(dev, &s, &why))
+        fail_msg("%s", why.message);
+    return s;
 }
 
 static bw_device_info info_of(bw_device *dev)
@@ -85,8 +95,17 @@ static void describes_itself(void **state)
     assert_int_equal(strlen(info.interface_id), 36);
     assert_int_equal(info.offers.isa_version, BW_ISA_VERSION);
     assert_true(info.offers.formats && info.offers.opcodes && info.offers.blocks);
-    assert_int_equal(info.health, BW_HEALTH_OK);
-    assert_int_equal(info.runs + info.images + info.faults + info.resets + info.memory_used, 0);
+    assert_true(strlen(info.address) < sizeof info.address);
+    bw_device_state s = state_of(dev);
+    assert_int_equal(s.health, BW_HEALTH_OK);
+    assert_string_equal(s.reason, "");
+    assert_int_equal(s.queued + s.runs + s.inferences + s.images + s.faults + s.resets + s.memory_used, 0);
+    bw_sensors sensors;
+    bw_error err = {BW_OK, ""};
+    assert_int_equal(bw_device_sensors_get(&info, &sensors, &err), BW_OK);
+    /* Unknown, or what a device that works can show. */
+    assert_true(isnan(sensors.temperature_c) || (sensors.temperature_c > -60 && sensors.temperature_c < 200));
+    assert_true(isnan(sensors.power_w) || (sensors.power_w > 0 && sensors.power_w < 2000));
     bw_device_close(dev);
 }
 
@@ -109,8 +128,8 @@ static void same_bits_as_the_reference(void **state)
             fail_msg("seed %llu: %s", (unsigned long long)seed, report);
         bw_random_case_free(&c);
     }
-    assert_int_equal(info_of(dev).faults, 0);
-    assert_int_equal(info_of(dev).memory_used, 0);
+    assert_int_equal(state_of(dev).faults, 0);
+    assert_int_equal(state_of(dev).memory_used, 0);
     bw_device_close(dev);
 }
 
@@ -181,7 +200,7 @@ static void many_runs_in_flight(void **state)
         bw_fence_release(fences[k]);
         free(outs[k]);
     }
-    assert_int_equal(info_of(dev).runs, RUNS);
+    assert_int_equal(state_of(dev).runs, RUNS);
     for (int i = 0; i < IMAGES; i++)
         free_work(&works[i]);
     bw_device_close(dev);
@@ -338,8 +357,8 @@ static void reset_keeps_images_usable(void **state)
         assert_memory_equal(out, w.expected, w.bytes);
         if (bw_device_reset(dev, &err))
             fail_msg("%s", err.message);
-        assert_int_equal(info_of(dev).health, BW_HEALTH_OK);
-        assert_int_equal(info_of(dev).resets, i + 1);
+        assert_int_equal(state_of(dev).health, BW_HEALTH_OK);
+        assert_int_equal(state_of(dev).resets, i + 1);
     }
     free(out);
     free_work(&w);
@@ -366,7 +385,7 @@ static void refuses_illegal_programs(void **state)
     ((bw_program_header *)c.program)->isa_version++;
     assert_int_equal(bw_image_load(dev, c.program, c.program_size, c.constants, c.constants_size, &image, &err),
                      BW_VERSION_MISMATCH);
-    assert_int_equal(info_of(dev).memory_used, 0);
+    assert_int_equal(state_of(dev).memory_used, 0);
     bw_random_case_free(&c);
     bw_device_close(dev);
 }

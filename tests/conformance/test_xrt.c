@@ -41,6 +41,15 @@ static bw_device *open_device(const char *uri)
     return dev;
 }
 
+static bw_device_state state_of(bw_device *dev)
+{
+    bw_device_state s;
+    bw_error why = {BW_OK, ""};
+    if (bw_device_state_get(dev, &s, &why))
+        fail_msg("%s", why.message);
+    return s;
+}
+
 static bw_device_info info_of(bw_device *dev)
 {
     bw_device_info info;
@@ -183,9 +192,9 @@ static void every_fault_ends_in_a_status(void **state)
             fail_msg("%s: %.1f s", cases[i].kind, seconds);
         assert_back(&w);
     }
-    bw_device_info info = info_of(dev);
-    assert_int_equal(info.health, BW_HEALTH_OK);
-    assert_int_equal(info.faults, info.resets);
+    bw_device_state now = state_of(dev);
+    assert_int_equal(now.health, BW_HEALTH_OK);
+    assert_int_equal(now.faults, now.resets);
     free_work(&w);
     bw_device_close(dev);
 }
@@ -220,7 +229,7 @@ static void another_configuration_after_reset(void **state)
     assert_int_equal(bw_device_reset(dev, &err), BW_DEVICE_LOST);
     print_message("# %s\n", err.message);
     assert_non_null(strstr(err.message, "came up as build"));
-    assert_int_equal(info_of(dev).health, BW_HEALTH_DEAD);
+    assert_int_equal(state_of(dev).health, BW_HEALTH_DEAD);
     assert_int_equal(run(&w, 1000 * MS), BW_DEVICE_LOST);
     assert_int_equal(bw_device_reset(dev, &err), BW_OK);
     assert_back(&w);
@@ -272,7 +281,7 @@ static void killed_in_mid_run(void **state)
             fail_msg("status %d: %s", status, err.message);
         good += !status;
         failed += status != BW_OK;
-        if (info_of(dev).health == BW_HEALTH_DEAD && bw_device_reset(dev, &err) == BW_OK)
+        if (state_of(dev).health == BW_HEALTH_DEAD && bw_device_reset(dev, &err) == BW_OK)
             failed++;
     }
     atomic_store(&k.go, 0);
@@ -281,7 +290,7 @@ static void killed_in_mid_run(void **state)
                   atomic_load(&k.kills), good, failed, worst);
     if (worst > 2 * slow)
         fail_msg("a run took %.1f s", worst);
-    if (info_of(dev).health == BW_HEALTH_DEAD) /* killed in the middle of the last reset */
+    if (state_of(dev).health == BW_HEALTH_DEAD) /* killed in the middle of the last reset */
         assert_int_equal(bw_device_reset(dev, &err), BW_OK);
     run(&w[0], 5000 * MS);
     for (int i = 0; i < 3; i++)
@@ -391,7 +400,7 @@ static void loss_of_one_card(void **state)
         assert_int_equal(run(&wb, 5000 * MS), BW_OK);
         assert_back(&wa);
     }
-    assert_int_equal(info_of(b).faults, 0);
+    assert_int_equal(state_of(b).faults, 0);
     free_work(&wa);
     free_work(&wb);
     bw_device_close(a);
@@ -410,7 +419,7 @@ static void cancelled_runs(void **state)
     uint64_t start = bw_now_ns();
     assert_int_equal(run(&w, 50 * MS), BW_TIMEOUT);
     assert_true(bw_now_ns() - start < 500 * MS * (unsigned)slow);
-    assert_int_equal(info_of(dev).resets, 0); /* the abort was clean */
+    assert_int_equal(state_of(dev).resets, 0); /* the abort was clean */
     assert_back(&w);
     /* Nobody gives up: the driver's own deadline. */
     order("hang", "1");
@@ -443,7 +452,7 @@ static void a_call_that_does_not_return(void **state)
     print_message("# given up after %.1f s: %s\n", seconds, err.message);
     assert_int_equal(status, BW_DEVICE_LOST);
     assert_true(seconds < 4 * slow);
-    assert_int_equal(info_of(dev).health, BW_HEALTH_DEAD);
+    assert_int_equal(state_of(dev).health, BW_HEALTH_DEAD);
     /* XRT has no second way to the card while the first is blocked. */
     assert_int_equal(bw_device_reset(dev, &err), BW_DEVICE_LOST);
     print_message("# %s\n", err.message);
@@ -455,7 +464,7 @@ static void a_call_that_does_not_return(void **state)
         setenv("BW_XRT_REPLY_MS", kept, 1);
     else
         unsetenv("BW_XRT_REPLY_MS");
-    assert_int_equal(info_of(dev).health, BW_HEALTH_OK);
+    assert_int_equal(state_of(dev).health, BW_HEALTH_OK);
     run(&w, 5000 * MS); /* may still meet what the blocked call has left */
     assert_back(&v);
     assert_back(&w);
@@ -573,7 +582,7 @@ static void many_runs(void **state)
             assert_true(card.anonymous_kib - card_before.anonymous_kib < 8192);
         }
     }
-    assert_int_equal(info_of(dev).faults, 0);
+    assert_int_equal(state_of(dev).faults, 0);
     free_work(&keep);
     bw_device_close(dev);
     pid_t pid;

@@ -85,7 +85,7 @@ static bw_status stub_enumerate(unsigned index, bw_device_info *info, bw_error *
     if (index >= 2)
         return bw_fail(err, BW_NOT_FOUND, "no more");
     snprintf(info->uri, sizeof info->uri, "stub:%u", index);
-    info->runs = 99; /* the core sets counters to 0 */
+    strcpy(info->address, STUB_ADDRESS);
     return BW_OK;
 }
 
@@ -123,6 +123,7 @@ static bw_status stub_info(void *device, bw_device_info *info, bw_error *err)
     strcpy(info->name, "stub");
     strcpy(info->part, STUB_PART);
     strcpy(info->interface_id, STUB_INTERFACE);
+    strcpy(info->address, STUB_ADDRESS);
     strcpy(info->bitstream, dev->bitstream);
     pthread_mutex_unlock(&dev->lock);
     info->offers = (bw_requirements){BW_ISA_VERSION, stub.formats, ~0u, 15, UINT64_MAX, UINT64_MAX};
@@ -262,6 +263,16 @@ static void stub_abort(void *device)
     ((stub_device *)device)->aborted = 1;
 }
 
+static void stub_sensors(const bw_device_info *info, bw_sensors *sensors)
+{
+    if (strcmp(info->address, STUB_ADDRESS) != 0)
+        return;
+    if (stub.celsius)
+        sensors->temperature_c = stub.celsius;
+    if (stub.watts)
+        sensors->power_w = stub.watts;
+}
+
 const bw_backend stub_backend = {
     .abi_version = BW_BACKEND_ABI,
     .struct_size = sizeof(bw_backend),
@@ -277,6 +288,7 @@ const bw_backend stub_backend = {
     .run = stub_run,
     .reset = stub_reset,
     .abort = stub_abort,
+    .sensors = stub_sensors,
 };
 
 const bw_backend sure_backend = {

@@ -29,6 +29,7 @@ typedef struct stub_state {
     atomic_ullong memory_bytes; /* 0: not limited */
     atomic_uint formats;
     atomic_int forget;         /* the next reset that succeeds leaves it with another bitstream, 2: every one */
+    atomic_int celsius, watts; /* what its sensors show; 0: nothing */
     atomic_int images_most;    /* more are BW_NO_MEMORY; 0: not limited */
     _Atomic(pthread_t) runner; /* the thread of the last run, of any device */
 } stub_state;
@@ -40,6 +41,7 @@ extern const bw_backend sure_backend;
 
 #define STUB_PART      "stub-part"
 #define STUB_INTERFACE "00112233-4455-6677-8899-aabbccddeeff"
+#define STUB_ADDRESS   "0000:5b:00.1"
 #define STUB_OTHER     "ffffffff-0000-4000-8000-000000000001" /* a bitstream that nobody loaded */
 
 void stub_clear(void); /* all counters and actions to their defaults */

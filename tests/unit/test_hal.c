@@ -84,6 +84,13 @@ static bw_fence *submit(void)
     return fence;
 }
 
+static bw_device_state state_now(void)
+{
+    bw_device_state s;
+    assert_ok(bw_device_state_get(dev, &s, &err));
+    return s;
+}
+
 static bw_device_info info(void)
 {
     bw_device_info i;
@@ -136,10 +143,13 @@ static void runs_and_counts(void **state)
     bw_device_info i = info();
     assert_string_equal(i.uri, "stub:0");
     assert_string_equal(i.part, STUB_PART);
-    assert_int_equal(i.runs, 2);
-    assert_int_equal(i.images, 1);
-    assert_int_equal(i.faults + i.resets, 0);
-    assert_int_equal(i.health, BW_HEALTH_OK);
+    bw_device_state s = state_now();
+    assert_int_equal(s.runs, 2);
+    assert_int_equal(s.inferences, 4);
+    assert_int_equal(s.images, 1);
+    assert_int_equal(s.faults + s.resets, 0);
+    assert_int_equal(s.health, BW_HEALTH_OK);
+    assert_string_equal(s.reason, "");
     assert_int_equal(bw_image_program(img)->header->in_bytes, sizeof in);
 }
 
@@ -186,10 +196,10 @@ static void offers_and_memory(void **state)
     stub.load_status = BW_NO_MEMORY;
     assert_is(BW_NO_MEMORY, bw_image_load(dev, program, size, NULL, 0, &image, &err));
     assert_non_null(strstr(err.message, "image refused"));
-    assert_int_equal(info().resets, 0);
+    assert_int_equal(state_now().resets, 0);
     stub.load_status = BW_DEVICE_FAULT;
     assert_is(BW_DEVICE_FAULT, bw_image_load(dev, program, size, NULL, 0, &image, &err));
-    assert_int_equal(info().resets, 1);
+    assert_int_equal(state_now().resets, 1);
     stub.load_status = 0;
     works();
 }
@@ -207,16 +217,16 @@ static void the_least_recently_used_makes_way(void **state)
     size_t size;
     const void *program = stub_program(&size);
     bw_image *images[3];
-    const uint64_t each = info().memory_used; /* of img */
+    const uint64_t each = state_now().memory_used; /* of img */
     assert_true(each > 0);
     stub.memory_bytes = 3 * each;
     for (int i = 0; i < 2; i++)
         assert_ok(bw_image_load(dev, program, size, NULL, 0, &images[i], &err));
-    assert_int_equal(info().memory_used, 3 * each);
-    assert_int_equal(info().evictions, 0);
+    assert_int_equal(state_now().memory_used, 3 * each);
+    assert_int_equal(state_now().evictions, 0);
     run_image(img); /* images[0] is now the oldest */
     assert_ok(bw_image_load(dev, program, size, NULL, 0, &images[2], &err));
-    assert_int_equal(info().evictions, 1);
+    assert_int_equal(state_now().evictions, 1);
     int loads = stub.loads;
     run_image(images[1]);
     run_image(img);
@@ -228,11 +238,11 @@ static void the_least_recently_used_makes_way(void **state)
     assert_int_equal(stub.loads, loads + 1);
     run_image(images[1]);
     assert_int_equal(stub.loads, loads + 2);
-    assert_int_equal(info().memory_used, 3 * each);
+    assert_int_equal(state_now().memory_used, 3 * each);
     for (int i = 0; i < 3; i++)
         bw_image_release(images[i]);
     works(); /* img has made way meanwhile, or not */
-    assert_int_equal(info().memory_used, each);
+    assert_int_equal(state_now().memory_used, each);
 }
 
 static void a_budget_is_kept(void **state)
@@ -241,24 +251,24 @@ static void a_budget_is_kept(void **state)
     size_t size;
     const void *program = stub_program(&size);
     bw_image *image;
-    const uint64_t each = info().memory_used;
+    const uint64_t each = state_now().memory_used;
     assert_ok(bw_image_load(dev, program, size, NULL, 0, &image, &err));
-    assert_int_equal(info().memory_used, 2 * each);
+    assert_int_equal(state_now().memory_used, 2 * each);
     assert_ok(bw_device_set_budget(dev, 2 * each - 1, &err));
-    assert_int_equal(info().memory_used, each); /* at once */
-    assert_int_equal(info().memory_budget, 2 * each - 1);
+    assert_int_equal(state_now().memory_used, each); /* at once */
+    assert_int_equal(state_now().memory_budget, 2 * each - 1);
     run_image(image);
     works();
-    assert_int_equal(info().memory_used, each);
+    assert_int_equal(state_now().memory_used, each);
     assert_ok(bw_device_set_budget(dev, each - 1, &err));
-    assert_int_equal(info().memory_used, 0);
+    assert_int_equal(state_now().memory_used, 0);
     assert_is(BW_NO_MEMORY, bw_image_run(image, in, out, 1, 0, &err));
     assert_non_null(strstr(err.message, "raise the budget"));
-    assert_int_equal(info().resets, 0);
+    assert_int_equal(state_now().resets, 0);
     assert_ok(bw_device_set_budget(dev, 0, &err));
     run_image(image);
     works();
-    assert_int_equal(info().memory_used, 2 * each);
+    assert_int_equal(state_now().memory_used, 2 * each);
     bw_image_release(image);
     assert_is(BW_INVALID_ARGUMENT, bw_device_set_budget(NULL, 0, &err));
 }
@@ -272,8 +282,8 @@ static void others_make_way_when_the_backend_has_no_room(void **state)
     bw_image *image;
     stub.load_status = BW_NO_MEMORY;
     assert_is(BW_NO_MEMORY, bw_image_load(dev, program, size, NULL, 0, &image, &err));
-    assert_int_equal(info().evictions, 1); /* img has been tried */
-    assert_int_equal(info().memory_used, 0);
+    assert_int_equal(state_now().evictions, 1); /* img has been tried */
+    assert_int_equal(state_now().memory_used, 0);
     assert_is(BW_NO_MEMORY, bw_image_run(img, in, out, 1, 0, &err));
     stub.load_status = 0;
     works();
@@ -283,7 +293,7 @@ static void others_make_way_when_the_backend_has_no_room(void **state)
         run_image(image);
         works();
     }
-    assert_int_equal(info().evictions, 2 + 6 - 1);
+    assert_int_equal(state_now().evictions, 2 + 6 - 1);
     bw_image_release(image);
     stub.images_most = 0;
     works();
@@ -348,8 +358,8 @@ static void many_threads(void **state)
     for (int i = 0; i < 6; i++)
         assert_int_equal(jobs[i].failures, 0);
     bw_image_release(other);
-    assert_true(info().runs >= 800);
-    assert_int_equal(info().faults, 0);
+    assert_true(state_now().runs >= 800);
+    assert_int_equal(state_now().faults, 0);
 }
 
 /* --- queue and fences ------------------------------------------------------------------------------------------- */
@@ -381,7 +391,7 @@ static void queue_has_64_places(void **state)
             assert_true(queued > 20 * MS); /* they waited for the first one's gate */
         bw_fence_release(fences[i]);
     }
-    assert_int_equal(info().runs, 66);
+    assert_int_equal(state_now().runs, 66);
 }
 
 static void wait_times_out_and_goes_on(void **state)
@@ -492,7 +502,7 @@ static void cancel_while_running(void **state)
     assert_is(BW_TIMEOUT, bw_image_run(img, in, out, 1, 20 * MS, &err));
     stub.action = STUB_COPY;
     works();
-    assert_int_equal(info().faults, 0);
+    assert_int_equal(state_now().faults, 0);
 }
 
 static void release_waits_for_runs(void **state)
@@ -529,17 +539,17 @@ static void fault_resets_the_device(void **state)
         assert_is(given[i] == BW_DEVICE_LOST ? BW_DEVICE_LOST : BW_DEVICE_FAULT,
                   bw_image_run(img, in, out, 1, 0, &err));
         assert_non_null(strstr(err.message, "scripted failure"));
-        assert_int_equal(info().faults, i + 1);
-        assert_int_equal(info().resets, i + 1);
+        assert_int_equal(state_now().faults, i + 1);
+        assert_int_equal(state_now().resets, i + 1);
         works(); /* the image came back by itself */
         assert_ok(bw_image_run(other, in, out, 1, 0, &err));
-        assert_int_equal(info().health, BW_HEALTH_OK);
+        assert_int_equal(state_now().health, BW_HEALTH_OK);
     }
     stub.status = BW_NO_MEMORY;
     stub.once = 1;
     stub.action = STUB_FAIL;
     assert_is(BW_NO_MEMORY, bw_image_run(img, in, out, 1, 0, &err));
-    assert_int_equal(info().faults, 6); /* no fault of the device */
+    assert_int_equal(state_now().faults, 6); /* no fault of the device */
     bw_image_release(other);
 }
 
@@ -556,8 +566,8 @@ static void hang_is_aborted(void **state)
     assert_true(stub.aborts >= 1);
     assert_ok(bw_fence_wait(behind, 2000 * MS, &err)); /* what waited behind it runs after the reset */
     bw_fence_release(behind);
-    assert_int_equal(info().faults, 1);
-    assert_int_equal(info().resets, 1);
+    assert_int_equal(state_now().faults, 1);
+    assert_int_equal(state_now().resets, 1);
     works();
     /* The same through the blocking call. */
     stub.action = STUB_HANG;
@@ -585,7 +595,7 @@ static void failed_reset_is_death(void **state)
     stub.gate = 1;
     assert_ok(bw_fence_wait(waiting, 0, &err));
     assert_is(BW_DEVICE_FAULT, bw_fence_wait(third, 0, &err));
-    for (int i = 0; info().health != BW_HEALTH_DEAD; i++) {
+    for (int i = 0; state_now().health != BW_HEALTH_DEAD; i++) {
         assert_true(i < 2000);
         usleep(1000);
     }
@@ -647,7 +657,7 @@ static void reset_ends_all_runs(void **state)
         bw_fence_release(fences[i]);
     }
     works();
-    assert_int_equal(info().resets, 1);
+    assert_int_equal(state_now().resets, 1);
     /* Of a hung device, too. */
     stub.action = STUB_HANG;
     stub.once = 1;
@@ -658,7 +668,7 @@ static void reset_ends_all_runs(void **state)
     assert_true(bw_now_ns() - start < 2000 * MS);
     assert_is(BW_DEVICE_FAULT, bw_fence_wait(fence, 0, &err));
     bw_fence_release(fence);
-    assert_int_equal(info().resets, 2);
+    assert_int_equal(state_now().resets, 2);
     works();
 }
 
@@ -677,7 +687,7 @@ static void wedged_device_is_given_up(void **state)
     assert_true(bw_now_ns() - start < 2000 * MS);
     bw_fence_release(fence);
     bw_fence_release(behind);
-    assert_int_equal(info().health, BW_HEALTH_DEAD);
+    assert_int_equal(state_now().health, BW_HEALTH_DEAD);
     assert_is(BW_DEVICE_LOST, bw_image_submit(img, in, out, 1, &fence, &err));
     assert_is(BW_DEVICE_LOST, bw_image_run(img, in, out, 1, 0, &err));
     /* Opening it again while the old one is still held gives a new device. */

@@ -70,9 +70,9 @@ static int teardown(void **state)
 
 static bw_health health(void)
 {
-    bw_device_info i;
-    assert_ok(bw_device_info_get(dev, &i, &err));
-    return i.health;
+    bw_device_state s;
+    assert_ok(bw_device_state_get(dev, &s, &err));
+    return s.health;
 }
 
 static void until(atomic_int *value, int at_least)
@@ -160,9 +160,9 @@ static void a_wedged_device_is_opened_anew(void **state)
     usleep(20000);
     works(img);
     bw_image_release(second);
-    bw_device_info i;
-    assert_ok(bw_device_info_get(dev, &i, &err));
-    assert_int_equal(i.memory_used, 4096);
+    bw_device_state s;
+    assert_ok(bw_device_state_get(dev, &s, &err));
+    assert_int_equal(s.memory_used, 4096);
     left_behind(1, 2);
 }
 
@@ -298,10 +298,10 @@ static void a_lost_device_comes_back(void **state)
     assert_ok(bw_image_run(image, c.in, got, c.batch, 0, &err));
     assert_memory_equal(got, expected, bytes);
     assert_is(BW_DEVICE_LOST, bw_image_run(image, c.in, got, c.batch, 0, &err)); /* the first reset fails */
-    bw_device_info info;
+    bw_device_state now;
     for (int i = 0; i < 2000; i++) {
-        assert_ok(bw_device_info_get(sim, &info, &err));
-        if (info.health == BW_HEALTH_DEAD)
+        assert_ok(bw_device_state_get(sim, &now, &err));
+        if (now.health == BW_HEALTH_DEAD)
             break;
         usleep(1000);
     }

@@ -80,6 +80,13 @@ static bw_status run(bw_image *image, work *w, uint64_t timeout_ns)
     return bw_image_run(image, w->c.in, w->out, w->c.batch, timeout_ns, &err);
 }
 
+static bw_device_state state_of(bw_device *dev)
+{
+    bw_device_state s;
+    assert_ok(bw_device_state_get(dev, &s, &err));
+    return s;
+}
+
 static bw_device_info info(bw_device *dev)
 {
     bw_device_info i;
@@ -175,7 +182,7 @@ static void u250_has_limits(void **state)
     assert_is(BW_INCOMPATIBLE, load(dev, &w, &image));
     assert_text("mxfp8_e5m2");
     assert_null(image);
-    assert_int_equal(info(dev).memory_used, 0);
+    assert_int_equal(state_of(dev).memory_used, 0);
     free_work(&w);
     bw_device_close(dev);
 }
@@ -215,7 +222,7 @@ static void images_share_a_device(void **state)
         assert_ok(load(dev, &works[i], &images[i]));
         const bw_program_header *h = bw_image_program(images[i])->header;
         used += h->act_bytes + h->const_bytes;
-        assert_int_equal(info(dev).memory_used, used);
+        assert_int_equal(state_of(dev).memory_used, used);
     }
     caller callers[4];
     pthread_t threads[4];
@@ -227,13 +234,13 @@ static void images_share_a_device(void **state)
         pthread_join(threads[i], NULL);
         assert_int_equal(callers[i].failures, 0);
     }
-    assert_int_equal(info(dev).runs, 80);
-    assert_true(info(dev).busy_ns > 0);
+    assert_int_equal(state_of(dev).runs, 80);
+    assert_true(state_of(dev).busy_ns > 0);
     for (int i = 0; i < 4; i++) {
         bw_image_release(images[i]);
         free_work(&works[i]);
     }
-    assert_int_equal(info(dev).memory_used, 0);
+    assert_int_equal(state_of(dev).memory_used, 0);
     bw_device_close(dev);
 }
 
@@ -290,11 +297,11 @@ static void the_reference_does_not_time(void **state)
     assert_is(BW_UNSUPPORTED, bw_fence_wait(fence, 0, &err));
     assert_text("sim:reference: the reference interpreter does not time instructions: take a device of");
     bw_fence_release(fence);
-    assert_int_equal(info(dev).health, BW_HEALTH_OK); /* a refusal, no fault */
-    assert_int_equal(info(dev).faults, 0);
+    assert_int_equal(state_of(dev).health, BW_HEALTH_OK); /* a refusal, no fault */
+    assert_int_equal(state_of(dev).faults, 0);
     assert_ok(run(image, &w, 0));
     assert_memory_equal(w.out, w.expected, w.bytes);
-    assert_int_equal(info(dev).resets, 0);
+    assert_int_equal(state_of(dev).resets, 0);
     free(spent);
     bw_image_release(image);
     bw_device_close(dev);
@@ -326,7 +333,7 @@ static void peaks_are_measured(void **state)
 
 static void wait_for_reset(bw_device *dev)
 {
-    for (int k = 0; info(dev).health == BW_HEALTH_RESETTING && k < 1000; k++)
+    for (int k = 0; state_of(dev).health == BW_HEALTH_RESETTING && k < 1000; k++)
         usleep(1000);
 }
 
@@ -346,21 +353,21 @@ static void injected_faults(void **state)
         if (!status)
             assert_memory_equal(w.out, w.expected, w.bytes);
         wait_for_reset(dev); /* a run may be queued before it is over; the state settles at once */
-        assert_int_equal(info(dev).health, BW_HEALTH_OK);
+        assert_int_equal(state_of(dev).health, BW_HEALTH_OK);
     }
-    assert_int_equal(info(dev).faults, 2);
-    assert_int_equal(info(dev).resets, 2);
+    assert_int_equal(state_of(dev).faults, 2);
+    assert_int_equal(state_of(dev).resets, 2);
     assert_is(BW_DEVICE_LOST, run(image, &w, 0));
     assert_is(BW_DEVICE_LOST, run(image, &w, 0));
     assert_text("dead");
-    assert_int_equal(info(dev).health, BW_HEALTH_DEAD);
+    assert_int_equal(state_of(dev).health, BW_HEALTH_DEAD);
     bw_image_release(image);
     bw_device_close(dev);
     /* Closed and opened: as new. */
     assert_ok(bw_device_open("sim:?threads=1&fault=error@2&fault=hang@4&fault=nomem@6&fault=lost@8", &dev, &err));
     assert_ok(load(dev, &w, &image));
     assert_ok(run(image, &w, 0));
-    assert_int_equal(info(dev).runs, 1);
+    assert_int_equal(state_of(dev).runs, 1);
     bw_image_release(image);
     bw_device_close(dev);
     free_work(&w);
@@ -387,10 +394,10 @@ static void faults_of_memory(void **state)
             else if (i < 8)
                 assert_text(i == 2 ? "transfer" : i == 4 ? "memory error" : "constants in the device's memory changed");
             wait_for_reset(dev);
-            assert_int_equal(info(dev).health, BW_HEALTH_OK);
+            assert_int_equal(state_of(dev).health, BW_HEALTH_OK);
         }
-        assert_int_equal(info(dev).faults, 3);
-        assert_int_equal(info(dev).resets, 3);
+        assert_int_equal(state_of(dev).faults, 3);
+        assert_int_equal(state_of(dev).resets, 3);
         bw_image_release(image);
         bw_device_close(dev);
         free_work(&w);
@@ -428,7 +435,7 @@ static void another_bitstream_after_reset_is_death(void **state)
     assert_ok(run(image, &w, 0));
     assert_is(BW_DEVICE_FAULT, run(image, &w, 0));
     wait_for_reset(dev);
-    assert_int_equal(info(dev).health, BW_HEALTH_DEAD);
+    assert_int_equal(state_of(dev).health, BW_HEALTH_DEAD);
     assert_is(BW_DEVICE_LOST, run(image, &w, 0));
     /* Its next reset finds what belongs there. */
     assert_ok(bw_device_reset(dev, &err));
@@ -458,7 +465,7 @@ static void hang_without_reset_is_death(void **state)
     assert_true(bw_now_ns() - start < 2000 * MS);
     bw_fence_release(fence);
     bw_fence_release(behind);
-    assert_int_equal(info(dev).health, BW_HEALTH_DEAD);
+    assert_int_equal(state_of(dev).health, BW_HEALTH_DEAD);
     bw_image_release(image);
     bw_device_close(dev);
     free_work(&w);
@@ -476,7 +483,7 @@ static void slow_runs_are_cancelled(void **state)
     uint64_t start = bw_now_ns();
     assert_is(BW_TIMEOUT, run(image, &w, 30 * MS));
     assert_true(bw_now_ns() - start < 1000 * MS);
-    assert_int_equal(info(dev).faults, 0);
+    assert_int_equal(state_of(dev).faults, 0);
     bw_image_release(image);
     bw_device_close(dev);
     free_work(&w);
@@ -553,7 +560,7 @@ static void bitstream_changes_the_device(void **state)
     assert_int_equal(strlen(info(dev).bitstream), 36);
     assert_true(info(dev).offers.formats != before);
     assert_non_null(strstr(info(dev).name, "mx only"));
-    assert_int_equal(info(dev).memory_used, 0);
+    assert_int_equal(state_of(dev).memory_used, 0);
     assert_is(BW_NOT_FOUND, run(image, &w, 0)); /* dropped */
     assert_text("load it again");
     assert_is(BW_NOT_FOUND, bw_image_submit(image, w.c.in, w.out, w.c.batch, &fence, &err));
@@ -575,7 +582,7 @@ static void bitstream_changes_the_device(void **state)
     assert_memory_equal(w.out, w.expected, w.bytes);
     bw_image_release(image);
     bw_image_release(again);
-    assert_int_equal(info(dev).memory_used, 0);
+    assert_int_equal(state_of(dev).memory_used, 0);
     bw_device_close(dev);
     assert_is(BW_NOT_FOUND, bw_sim_write_bitstream("vu9p", "/dev/null", &err));
     free(mx);
@@ -618,7 +625,7 @@ static void memory_is_limited(void **state)
     assert_ok(bw_device_open("sim:?threads=1", &dev, &err));
     work w = make_work(20, 0, 0);
     assert_ok(load(dev, &w, &first));
-    uint64_t need = info(dev).memory_used;
+    uint64_t need = state_of(dev).memory_used;
     bw_image_release(first);
     bw_requirements offers = info(dev).offers;
     for (uint64_t room = need - 1; room <= 2 * need; room = room == need - 1 ? 2 * need - 1 : room + 1) {
@@ -634,18 +641,18 @@ static void memory_is_limited(void **state)
             assert_text("take a smaller model");
             continue;
         }
-        const uint64_t evictions = info(dev).evictions;
+        const uint64_t evictions = state_of(dev).evictions;
         assert_ok(load(dev, &w, &second)); /* in the place of the first, if there is no other */
-        assert_int_equal(info(dev).memory_used, room < 2 * need ? need : 2 * need);
-        assert_int_equal(info(dev).evictions - evictions, room < 2 * need ? 1 : 0);
+        assert_int_equal(state_of(dev).memory_used, room < 2 * need ? need : 2 * need);
+        assert_int_equal(state_of(dev).evictions - evictions, room < 2 * need ? 1 : 0);
         assert_ok(run(first, &w, 0));
         assert_memory_equal(w.out, w.expected, w.bytes);
         assert_ok(run(second, &w, 0));
         assert_memory_equal(w.out, w.expected, w.bytes);
-        assert_int_equal(info(dev).evictions - evictions, room < 2 * need ? 3 : 0);
+        assert_int_equal(state_of(dev).evictions - evictions, room < 2 * need ? 3 : 0);
         bw_image_release(first);
         bw_image_release(second);
-        assert_int_equal(info(dev).memory_used, 0);
+        assert_int_equal(state_of(dev).memory_used, 0);
     }
     assert_is(BW_INCOMPATIBLE, configure(dev, "xclbin", "x", uuid));
     assert_text("no payload of kind 'sim-arch'");
@@ -684,7 +691,7 @@ static void hostile_payloads_are_refused(void **state)
             strcpy(before, uuid);
         assert_string_equal(info(dev).bitstream, before);
         assert_int_equal(info(dev).memory_bytes, 4096);
-        assert_int_equal(info(dev).health, BW_HEALTH_OK);
+        assert_int_equal(state_of(dev).health, BW_HEALTH_OK);
     }
     bw_device_close(dev);
 }

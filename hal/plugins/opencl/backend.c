@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "hal/base.h"
+#include "hal/pci.h"
 #include "hal/plugins/opencl/opencl.h"
 
 #define SETTLE_NS  UINT64_C(2000000000) /* for what an aborted run left behind */
@@ -51,6 +52,11 @@ static bw_status cl_info(void *device, bw_device_info *info, bw_error *err)
     *info = dev->info;
     pthread_mutex_unlock(&dev->lock);
     return BW_OK;
+}
+
+static void cl_sensors(const bw_device_info *info, bw_sensors *sensors)
+{
+    bw_pci_sensors(BW_SYSFS, info->address, sensors);
 }
 
 /* --- open, close, reset ------------------------------------------------------------------------------------------- */
@@ -236,6 +242,7 @@ static const bw_backend backend = {
     .reset = cl_reset,
     .abort = cl_abort,
     .run_timed = bw_cl_run,
+    .sensors = cl_sensors,
 };
 
 const bw_backend *bw_backend_entry(void);

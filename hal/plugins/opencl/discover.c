@@ -8,7 +8,10 @@
 #include <unistd.h>
 
 #include "hal/base.h"
+#include "hal/pci.h"
 #include "hal/plugins/opencl/opencl.h"
+
+#include <CL/cl_ext.h>
 
 #define PLATFORMS_MAX 16
 #define DEVICES_MAX   64
@@ -199,6 +202,29 @@ bw_status bw_cl_check(cl_device_id id, bw_error *err)
     return BW_OK;
 }
 
+/* Whether the name is one of the device's extensions, which blanks separate. */
+static int has_extension(cl_device_id id, const char *name)
+{
+    size_t size = 0;
+    if (clGetDeviceInfo(id, CL_DEVICE_EXTENSIONS, 0, NULL, &size) != CL_SUCCESS || !size)
+        return 0;
+    char *all = calloc(1, size + 1), *save = NULL;
+    int found = 0;
+    if (all && clGetDeviceInfo(id, CL_DEVICE_EXTENSIONS, size, all, NULL) == CL_SUCCESS)
+        for (char *word = strtok_r(all, " ", &save); word && !found; word = strtok_r(NULL, " ", &save))
+            found = strcmp(word, name) == 0;
+    free(all);
+    return found;
+}
+
+static void describe_address(cl_device_id id, bw_device_info *info)
+{
+    cl_device_pci_bus_info_khr at;
+    if (has_extension(id, "cl_khr_pci_bus_info") &&
+        clGetDeviceInfo(id, CL_DEVICE_PCI_BUS_INFO_KHR, sizeof at, &at, NULL) == CL_SUCCESS)
+        bw_pci_address(info->address, sizeof info->address, at.pci_domain, at.pci_bus, at.pci_device, at.pci_function);
+}
+
 void bw_cl_describe(cl_device_id id, bw_device_info *info, bw_cl_limits *limits)
 {
     char name[96], platform[48] = "?", driver[48];
@@ -211,6 +237,7 @@ void bw_cl_describe(cl_device_id id, bw_device_info *info, bw_cl_limits *limits)
     snprintf(info->name, sizeof info->name, "%.64s (%.30s, driver %.20s)", name, platform, driver);
     snprintf(info->part, sizeof info->part, "opencl");
     snprintf(info->interface_id, sizeof info->interface_id, "%s", interface_id);
+    describe_address(id, info);
     limits->memory = number(id, CL_DEVICE_GLOBAL_MEM_SIZE);
     limits->max_alloc = number(id, CL_DEVICE_MAX_MEM_ALLOC_SIZE);
     if (limits->max_alloc > limits->memory)

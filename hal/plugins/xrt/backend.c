@@ -13,6 +13,7 @@
 #include "hal/backend.h"
 #include "hal/base.h"
 #include "hal/bitstream.h"
+#include "hal/pci.h"
 #include "hal/plugins/xrt/card.h"
 
 typedef struct xrt_device {
@@ -34,6 +35,7 @@ static void fill_info(const bw_xrt_card_info *card, const bw_accelerator *config
     else
         snprintf(info->name, sizeof info->name, "emulated card (XRT %s)%s", card->mode, memory);
     snprintf(info->part, sizeof info->part, "%s", card->name);
+    snprintf(info->address, sizeof info->address, "%s", card->address);
     snprintf(info->interface_id, sizeof info->interface_id, "%s", card->interface_id);
     info->offers = configured->offers;
     info->offers.isa_version = BW_ISA_VERSION;
@@ -121,6 +123,11 @@ static bw_status xrt_info(void *device, bw_device_info *info, bw_error *err)
     snprintf(info->bitstream, sizeof info->bitstream, "%s", c->bitstream);
     pthread_mutex_unlock(&c->info_lock);
     return BW_OK;
+}
+
+static void xrt_sensors(const bw_device_info *info, bw_sensors *sensors)
+{
+    bw_xrt_card_sensors(BW_SYSFS, info->address, sensors);
 }
 
 /* --- open --------------------------------------------------------------------------------------------------------- */
@@ -262,6 +269,7 @@ static const bw_backend backend = {
     .run = xrt_run,
     .reset = xrt_reset,
     .abort = xrt_abort,
+    .sensors = xrt_sensors,
     .abort_grace_ms = 3000, /* a call into XRT returns within about a second, also from a card that is gone */
 };
 

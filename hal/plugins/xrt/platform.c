@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "hal/base.h"
+#include "hal/pci.h"
 #include "kernels/accelerator.h"
 
 #define HELPER "start this program through 'blockwave-xrt-emulation run --'"
@@ -261,6 +262,19 @@ bw_status bw_xrt_card_present(const bw_xrt_card_info *info, bw_error *err)
                ? BW_OK
                : bw_fail(err, BW_DEVICE_LOST, "the card at %s has left the bus, or its driver xocl: %s is missing",
                          info->address, path);
+}
+
+/* XRT's own tools read the same files, which xocl fills for a process without privileges: XMC is the card's controller.
+ * XRT has no call for it in C that works on a card without opening it. Newer cards' controllers come as hwmon. */
+void bw_xrt_card_sensors(const char *sysfs, const char *address, bw_sensors *sensors)
+{
+    bw_pci_sensors(sysfs, address, sensors);
+    const double celsius = bw_pci_number(sysfs, address, "xmc*/xmc_fpga_temp");
+    const double watts = bw_pci_number(sysfs, address, "xmc*/xmc_power") / 1e6;
+    if (bw_sensor_temperature_ok(celsius))
+        sensors->temperature_c = celsius;
+    if (bw_sensor_power_ok(watts))
+        sensors->power_w = watts;
 }
 
 /* --- claims ------------------------------------------------------------------------------------------------------- */

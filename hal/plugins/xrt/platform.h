@@ -11,6 +11,7 @@
 #include <limits.h>
 
 #include "hal/claim.h"
+#include "hal/hal.h"
 #include "kernels/status.h"
 
 typedef struct bw_xrt_card_info {
@@ -27,6 +28,10 @@ bw_status bw_xrt_card_find(unsigned index, bw_xrt_card_info *info, bw_error *err
 
 /* Whether a card that was there still is: on the bus; or its program, where it is emulated. BW_DEVICE_LOST. Cheap. */
 bw_status bw_xrt_card_present(const bw_xrt_card_info *info, bw_error *err);
+
+/* The sensors of a card at this address, as its driver shows them in `sysfs` (BW_SYSFS); an emulated one ("") has none.
+ * What cannot be read stays as it was. The card need not be open. */
+void bw_xrt_card_sensors(const char *sysfs, const char *address, bw_sensors *sensors);
 
 /* One process at a time has a card: by its bus address, or by the folder that describes it. A process of its own is
  * behind each opened emulated card; the claim makes them as scarce as cards are. Without a place for claims (logged)
