@@ -47,7 +47,8 @@ INLINE __m512 subtract(__m512i a, __m512i b)
 }
 
 /* For each block: MAGIC + ew; and for signed activations MAGIC + ew - 128 * (sum of weights) after it. */
-static void sum8(const int8_t *w, const int8_t *exps, size_t blocks, size_t block, int is_signed, int32_t *sums)
+static void sum8(const int8_t *w, const int8_t *exps, size_t blocks, size_t block, bw_fill fill, int is_signed,
+                 int32_t *sums)
 {
     const __m512i half = _mm512_set1_epi8((char)0x80), magic = _mm512_set1_epi32(MAGIC);
     if (!is_signed) {
@@ -55,12 +56,15 @@ static void sum8(const int8_t *w, const int8_t *exps, size_t blocks, size_t bloc
             _mm512_storeu_si512(sums, _mm512_add_epi32(magic, load_exponents(exps)));
         return;
     }
-    for (size_t k = 0; k < blocks; k++, exps += 16, sums += 32) {
+    for (size_t k = 0; k < blocks; k++, w += 16 * block, exps += 16, sums += 32) {
+        const size_t fours = block == 16 ? 4 : bw_fill_next(&fill, block);
         __m512i even = _mm512_setzero_si512(), odd = even;
-        for (size_t i = 0; i < block; i += 8, w += 128) {
-            even = _mm512_dpbusd_epi32(even, half, _mm512_loadu_si512(w));
-            odd = _mm512_dpbusd_epi32(odd, half, _mm512_loadu_si512(w + 64));
+        for (size_t i = 0; i < fours / 2; i++) {
+            even = _mm512_dpbusd_epi32(even, half, _mm512_loadu_si512(w + 128 * i));
+            odd = _mm512_dpbusd_epi32(odd, half, _mm512_loadu_si512(w + 128 * i + 64));
         }
+        if (fours % 2)
+            even = _mm512_dpbusd_epi32(even, half, _mm512_loadu_si512(w + 64 * (fours - 1)));
         const __m512i base = _mm512_add_epi32(magic, load_exponents(exps));
         _mm512_storeu_si512(sums, base);
         _mm512_storeu_si512(sums + 16, _mm512_sub_epi32(base, _mm512_add_epi32(even, odd)));
@@ -92,8 +96,10 @@ INLINE __m512 add_sum(unsigned p, __m512 s, __m512i d, __m512i base, __m512i ea)
 #define TILES 2u
 
 /* P pixels, T tiles are constants, and B is 16 or best left a variable: compilers spill where they know the length of
- * the loop over a longer block. `whole`: the weights of a block stay in registers, else the sums do. */
-INLINE void dot8_many(const bw_dot_args *g, const unsigned P, const unsigned T, const size_t B, const int whole)
+ * the loop over a longer block. `whole`: the weights of a block stay in registers, else the sums do. `padded`: some blocks
+ * are not full. */
+INLINE void dot8_many(const bw_dot_args *g, const unsigned P, const unsigned T, const size_t B, const int whole,
+                      const int padded)
 {
     const uint8_t *codes = g->codes;
     const int8_t *w = g->weights;
@@ -101,6 +107,7 @@ INLINE void dot8_many(const bw_dot_args *g, const unsigned P, const unsigned T, 
     const size_t sums_step = g->is_signed ? 32 : 16;
     const uint8_t *ahead = g->ahead;
     const size_t code_step = g->code_step, scale_step = g->scale_step, w_step = g->weight_step, q_step = g->sum_step;
+    bw_fill fill = g->fill;
     __m512 s[8][TILES];
 #pragma GCC unroll 8
     for (unsigned p = 0; p < P; p++)
@@ -149,8 +156,9 @@ INLINE void dot8_many(const bw_dot_args *g, const unsigned P, const unsigned T, 
 #pragma GCC unroll 2
                     for (unsigned t = 0; t < T; t++)
                         d[p][t] = first_sum(p, q[t], broadcast(ea + p * scale_step));
+                const size_t fours = padded ? bw_fill_next(&fill, B) : B / 4;
 #pragma GCC unroll 8
-                for (size_t i = 0; i < B / 4; i++) {
+                for (size_t i = 0; i < fours; i++) {
                     __m512i v[TILES];
 #pragma GCC unroll 2
                     for (unsigned t = 0; t < T; t++)
@@ -236,35 +244,44 @@ typedef void (*dot_fn)(const bw_dot_args *g);
 #define DEFINE8(P)                                                                                                     \
     static void dot8_p##P##_t1_b16(const bw_dot_args *g)                                                               \
     {                                                                                                                  \
-        dot8_many(g, P, 1, 16, 0);                                                                                     \
+        dot8_many(g, P, 1, 16, 0, 0);                                                                                     \
     }                                                                                                                  \
     static void dot8_p##P##_t2_b16(const bw_dot_args *g)                                                               \
     {                                                                                                                  \
-        dot8_many(g, P, 2, 16, 1);                                                                                     \
+        dot8_many(g, P, 2, 16, 1, 0);                                                                                     \
     }                                                                                                                  \
-    static void dot8_p##P##_t1_long(const bw_dot_args *g)                                                              \
+    static void dot8_p##P##_t1_padded(const bw_dot_args *g)                                                            \
     {                                                                                                                  \
-        dot8_many(g, P, 1, g->block, 0);                                                                               \
+        dot8_many(g, P, 1, g->block, 0, 1);                                                                            \
     }                                                                                                                  \
     static void dot8_p##P##_t2_long(const bw_dot_args *g)                                                              \
     {                                                                                                                  \
-        dot8_many(g, P, 2, g->block, 0);                                                                               \
+        dot8_many(g, P, 2, g->block, 0, 0);                                                                            \
+    }                                                                                                                  \
+    static void dot8_p##P##_t2_padded(const bw_dot_args *g)                                                            \
+    {                                                                                                                  \
+        dot8_many(g, P, 2, g->block, 0, 1);                                                                            \
     }
-#define ENTRY8(P)     {{dot8_p##P##_t1_b16, dot8_p##P##_t2_b16}, {dot8_p##P##_t1_long, dot8_p##P##_t2_long}},
+#define ENTRY8(P)                                                                                                      \
+    {{dot8_p##P##_t1_b16, dot8_p##P##_t2_b16},                                                                         \
+     {dot8_p##P##_t1_padded, dot8_p##P##_t2_long},                                                                     \
+     {dot8_p##P##_t1_padded, dot8_p##P##_t2_padded}},
 #define FOR_EACH_8(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8)
 
 FOR_EACH_8(DEFINE8)
-static const dot_fn bytes[8][2][TILES] = {FOR_EACH_8(ENTRY8)};
+static const dot_fn bytes[8][3][TILES] = {FOR_EACH_8(ENTRY8)};
 
 static void dot8(const bw_dot_args *g)
 {
     if (g->nibbles) {
         const __m512i values = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)g->nibbles));
         dot8_one(g, &values);
-    } else if (g->sums)
-        bytes[g->pixels - 1][g->block != 16][g->tiles - 1](g);
-    else
+    } else if (g->sums) {
+        const int kind = g->block == 16 ? 0 : g->fill.last * 4 == g->block ? 1 : 2;
+        bytes[g->pixels - 1][kind][g->tiles - 1](g);
+    } else {
         dot8_one(g, NULL);
+    }
 }
 
 #define BYTE_KERNELS                                                                                                   \

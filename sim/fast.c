@@ -167,6 +167,14 @@ static int rows_adjoin(const bw_view *v)
     return !v->tensor || v->tensor->height == 1 || v->tensor->row_stride == v->tensor->width * v->tensor->pixel_stride;
 }
 
+static void plan_reduction(const bw_instruction *ins, bw_plan *plan)
+{
+    const size_t channels = ins->in.channels / ins->groups, block = ins->in.block;
+    plan->group_blocks = (channels + block - 1) / block;
+    plan->last_fill = (channels - (plan->group_blocks - 1) * block + 3) / 4;
+    plan->reduction = bw_conv_blocks(ins);
+}
+
 /* 0: no memory. */
 static int plan_instruction(const bw_fast *engine, const bw_instruction *ins, int is_signed, bw_plan *plan)
 {
@@ -192,6 +200,7 @@ static int plan_instruction(const bw_fast *engine, const bw_instruction *ins, in
         plan->weight_format = row_format(ins->weight_format, ins->in.block);
     if (ins->opcode != BW_OP_CONV)
         return bw_vector_plan(engine, plan);
+    plan_reduction(ins, plan);
     if (!bw_direct_plan(engine, plan))
         bw_conv_plan(engine, plan);
     return 1;

@@ -103,6 +103,23 @@ typedef struct bw_window {
     size_t stride;
 } bw_window;
 
+/*
+ * How much of the blocks of a reduction is worth multiplying: the until-th of them, and each period-th after that, is
+ * the last of its tap and holds `last` fours of codes before padding, which adds nothing; the others hold block / 4.
+ */
+typedef struct bw_fill {
+    size_t until, period, last; /* at least 1 */
+} bw_fill;
+
+/* Fours of the next block. */
+static inline size_t bw_fill_next(bw_fill *f, size_t block)
+{
+    if (--f->until)
+        return block / 4;
+    f->until = f->period;
+    return f->last;
+}
+
 /* Blocks that lie side by side in a panel (see CONV) and in the reduction. */
 typedef struct bw_dot_run {
     uint32_t at, blocks; /* at: counted in blocks from where the pixel's window starts */
@@ -118,6 +135,7 @@ typedef struct bw_direct {
     size_t pixels, n; /* at least 8 pixels */
     int all_at_once;  /* each tile for all pixels before the next, else all tiles for some pixels before the next */
     size_t blocks;    /* of the reduction */
+    bw_fill fill;
     const bw_dot_run *runs;
     size_t run_count;
     const uint8_t *codes; /* window of the first pixel */
@@ -205,7 +223,8 @@ typedef enum bw_dot_class {
 
 typedef struct bw_dot_args {
     size_t pixels, block;
-    size_t tiles; /* 1; up to bw_dot_kernels.tiles8 for dot8 */
+    size_t tiles; /* 1; up to bw_byte_kernels.tiles for S8 */
+    bw_fill fill; /* S8 */
     const bw_dot_run *runs;
     size_t run_count;
     const void *codes; /* window of the first pixel */
@@ -251,7 +270,8 @@ typedef struct bw_byte_kernels {
     unsigned group[2];                    /* pixels per call, for blocks of 16 and longer ones */
     unsigned tiles;                       /* per call, at most */
     void (*dot)(const bw_dot_args *args); /* without sums: one pixel */
-    void (*sum)(const int8_t *weights, const int8_t *exps, size_t blocks, size_t block, int is_signed, int32_t *sums);
+    void (*sum)(const int8_t *weights, const int8_t *exps, size_t blocks, size_t block, bw_fill fill, int is_signed,
+                int32_t *sums);
 } bw_byte_kernels;
 
 extern const bw_byte_kernels bw_dot_bytes_avx512vnni, bw_dot_bytes_2p_avx512vnni;
@@ -344,6 +364,7 @@ typedef struct bw_plan {
     bw_dot_class dot;
     int is_signed;         /* the input may have negative codes */
     size_t group_blocks;   /* kb: blocks per pixel and group */
+    size_t last_fill;      /* fours of codes in the last of them */
     size_t reduction;      /* blocks of the whole reduction */
     int taps_adjoin;       /* the blocks of tap kx + 1 follow those of tap kx in the input */
     size_t group_channels; /* outputs per group */
@@ -409,6 +430,12 @@ static inline int8_t *bw_view_exps(const bw_view *v, size_t image, size_t y, siz
     const bw_tensor *t = v->tensor;
     return (int8_t *)v->base + image * v->image_stride + t->exps +
            ((size_t)t->row_stride * y + (size_t)t->pixel_stride * x + u);
+}
+
+/* For blocks k.. of the reduction. */
+static inline bw_fill bw_plan_fill(const bw_plan *plan, size_t k)
+{
+    return (bw_fill){plan->group_blocks - k % plan->group_blocks, plan->group_blocks, plan->last_fill};
 }
 
 /* The thread's scratch memory. */

@@ -132,8 +132,6 @@ void bw_conv_plan(const bw_fast *engine, bw_plan *plan)
     const size_t block = ins->in.block;
     const bw_format_traits *wt = plan->weight_format.traits;
     plan->dot = choose_class(engine, plan->in.format.traits, wt, block);
-    plan->group_blocks = bw_divide_up(ins->in.channels / ins->groups, block);
-    plan->reduction = bw_conv_blocks(ins);
     plan->taps_adjoin = ins->groups == 1 && ins->dilation_x == 1 && ins->in.pixel_stride == plan->group_blocks;
     plan->group_channels = ins->out0.channels / ins->groups;
     plan->group_tiles = bw_divide_up(plan->group_channels, BW_OUTPUT_TILE);
@@ -363,6 +361,7 @@ static void accumulate(const job *j, const bw_area *a, const bw_panel *panel, si
         for (size_t k = 0; k < count; k += plan->chunk) {
             const size_t n = bw_smaller(count - k, plan->chunk), from = k0 + k;
             c.blocks = n;
+            c.args.fill = bw_plan_fill(plan, from);
             c.args.run_count = bw_panel_runs(plan, k, n, runs);
             c.args.weight_exps = plan->weight_exps + (t * plan->reduction + from) * BW_OUTPUT_TILE;
             c.args.exp_step = plan->reduction * BW_OUTPUT_TILE;
@@ -375,7 +374,7 @@ static void accumulate(const job *j, const bw_area *a, const bw_panel *panel, si
             if (plan->dot == BW_DOT_S8 && !few) {
                 for (size_t i = 0; i < c.args.tiles; i++)
                     j->engine->bytes->sum((const int8_t *)weights[i], c.args.weight_exps + i * c.args.exp_step, n,
-                                          block, plan->is_signed, s->sums + i * c.args.sum_step);
+                                          block, c.args.fill, plan->is_signed, s->sums + i * c.args.sum_step);
                 c.args.sums = s->sums;
             }
             look_ahead(j, t, t1, from + n, &c);

@@ -135,11 +135,9 @@ int bw_direct_plan(const bw_fast *engine, bw_plan *plan)
         engine->dots->unpack(w, plan->weights, codes, plan->own + sums);
         plan->direct_weights = (const int8_t *)plan->own + sums;
     }
-    engine->bytes->sum(plan->direct_weights, plan->weight_exps, tiles * blocks, ins->in.block, plan->is_signed,
-                       plan->direct_sums);
-    plan->group_blocks = plan->in.units / ins->groups;
+    engine->bytes->sum(plan->direct_weights, plan->weight_exps, tiles * blocks, ins->in.block,
+                       bw_plan_fill(plan, 0), plan->is_signed, plan->direct_sums);
     plan->group_channels = ins->out0.channels / ins->groups;
-    plan->reduction = blocks;
     plan->item_rows = most_lines(plan);
     const size_t panel = panel_blocks(plan, plan->item_rows);
     plan->scratch = bw_round_up(panel * ins->in.block + BW_PANEL_SLACK, 64) + panel * sizeof(int32_t) + BW_PANEL_SLACK;
@@ -255,6 +253,7 @@ static void run_item(void *context, size_t item, unsigned thread)
     bw_direct g = {.block = block,
                    .n = plan->group_channels,
                    .blocks = plan->reduction,
+                   .fill = bw_plan_fill(plan, 0),
                    .runs = runs,
                    .run_count = find_runs(plan, runs)};
     g.code_step = lies ? plan->in.unit_bytes * ins->in.pixel_stride : step * kb * block;

@@ -30,6 +30,7 @@ INLINE void direct_sums(const bw_direct *g, const uint8_t *codes, const int32_t 
     const size_t q_block = is_signed ? 32 : 16, q_step = g->blocks * q_block;
     const int8_t *w = g->weights + t * w_step;
     const int32_t *q = g->sums + t * q_step, *firsts = is_signed ? q + 16 : q;
+    bw_fill fill = g->fill;
 #pragma GCC unroll 4
     for (int i = 0; i < T; i++) {
         const vf start = g->bias ? v_load(g->bias + (t + (size_t)i) * 16) : v_set(0.0f);
@@ -84,11 +85,9 @@ INLINE void direct_sums(const bw_direct *g, const uint8_t *codes, const int32_t 
 #pragma GCC unroll 4
                 for (int i = 0; i < T; i++)
                     d[p][i] = first[i];
-            size_t steps = B / 4;
-            if (B == 64)
-                __asm__("" : "+r"(steps)); /* a loop of known length makes compilers spill */
+            const size_t fours = bw_fill_next(&fill, B); /* good too that the length is not known: compilers would spill */
 #pragma GCC unroll 8
-            for (size_t k = 0; k < steps; k++) {
+            for (size_t k = 0; k < fours; k++) {
                 __m512i v[DIRECT_TILES];
 #pragma GCC unroll 4
                 for (int i = 0; i < T; i++)
@@ -119,11 +118,77 @@ typedef struct direct_end {
     side b, half, block; /* residual; outputs in fp16 and in blocks */
 } direct_end;
 
+/* Of a group: its values, and what encodes them. Codes are made when the next group's sums are complete: by then the
+ * scales are there, and what waits for them does not keep that group's multiplications out of the CPU's window. */
+typedef struct direct_later {
+    vf y[DIRECT_PIXELS * 2];
+    four_factors scales[4];
+    uint8_t *codes; /* of its first pixel; NULL: nothing is left to do */
+    int over;
+} direct_later;
+
+/* Blocks are encoded four at a time, as that is what finding their exponents takes, or three of 64 values; a block of
+ * 32 may have a tile alone, and zeros. */
+#define PER(T, B)     ((B) == 16 ? (T) : (int)(B) / 16)                       /* vectors of a pixel */
+#define EACH(P, T, B) ((B) == 64 ? (P) : (B) == 16 && (T) == 2 ? 2 : 4)       /* pixels at a time */
+
+/* Finds and writes the exponents. */
+INLINE void direct_scales(const direct_end *to, size_t p, size_t c, const int P, const int T, const size_t B,
+                          const int relu, vf s[DIRECT_PIXELS][DIRECT_TILES], direct_later *later)
+{
+    const int per = PER(T, B), each = EACH(P, T, B);
+    const size_t blocks = 16 * (size_t)per / B;
+    later->codes = to->block.first.codes + p * to->block.code_pixel + c;
+    later->over = 0;
+#pragma GCC unroll 4
+    for (int next = 0; next < P; next += each) {
+        const int i = next + each > P ? P - each : next; /* some of the last ones are done twice */
+        int8_t four[4], *exps = to->block.first.exps + (p + (size_t)i) * to->block.exp_pixel + c / B;
+        vf y[12];
+#pragma GCC unroll 12
+        for (int k = 0; k < each * per; k++)
+            y[k] = k % per < T ? s[i + k / per][k % per] : v_set(0.0f);
+        later->over |= block_scales(&to->block, (int)B, each * per, relu, y, four, &later->scales[next / each]);
+#pragma GCC unroll 4
+        for (size_t k = 0; k < (size_t)each; k++, exps += to->block.exp_pixel)
+            memcpy(exps, four + blocks * k, blocks);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < P; i++)
+#pragma GCC unroll 4
+        for (int k = 0; k < T; k++)
+            later->y[i * T + k] = s[i][k];
+}
+
+/* Writes the codes that are left to do. */
+INLINE void direct_codes(const direct_end *to, direct_later *later, const int P, const int T, const size_t B,
+                         const int relu)
+{
+    const int per = PER(T, B), each = EACH(P, T, B);
+    const size_t bytes = 16 * (size_t)per;
+    if (!later->codes)
+        return;
+#pragma GCC unroll 4
+    for (int next = 0; next < P; next += each) {
+        const int i = next + each > P ? P - each : next;
+        uint8_t buffer[192], *codes = later->codes + (size_t)i * to->block.code_pixel;
+        vf y[12];
+#pragma GCC unroll 12
+        for (int k = 0; k < each * per; k++)
+            y[k] = k % per < T ? later->y[(i + k / per) * T + k % per] : v_set(0.0f);
+        write_codes(&to->block, (int)B, each * per, relu, y, &later->scales[next / each], later->over, buffer);
+#pragma GCC unroll 4
+        for (size_t k = 0; k < (size_t)each; k++, codes += to->block.code_pixel)
+            memcpy(codes, buffer + bytes * k, bytes);
+    }
+    later->codes = NULL;
+}
+
 /* Residual, activation, and both outputs. p: number of the first pixel.
  * residual: SIDE_NONE, SIDE_FP16, or any other; relu: the activation is one. Inlined with constant T and kinds. */
 INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int P, const int T,
                           const size_t B, const side_kind residual, const int half, const int block, const int relu,
-                          vf s[DIRECT_PIXELS][DIRECT_TILES])
+                          vf s[DIRECT_PIXELS][DIRECT_TILES], direct_later *later)
 {
     const size_t c = t * 16, left = g->n - c; /* channels from here on */
     const int whole = B == 64 || left >= (size_t)T * 16;
@@ -174,32 +239,14 @@ INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, si
             for (int i = 0; i < P; i++)
                 s[i][T - 1] = v_keep(s[i][T - 1], left - 16 * (size_t)(T - 1));
         }
-        /* Four blocks at a time, as that is what finding their exponents takes, or three of 64 values; a block of 32
-         * may have a tile alone, and zeros. */
-        const int per = B == 16 ? T : (int)B / 16, each = B == 64 ? P : B == 16 && T == 2 ? 2 : 4; /* vectors, pixels */
-        const size_t bytes = 16 * (size_t)per, blocks = bytes / B;
-#pragma GCC unroll 4
-        for (int next = 0; next < P; next += each) {
-            const int i = next + each > P ? P - each : next; /* some of the last ones are done twice */
-            uint8_t buffer[192], *codes = to->block.first.codes + (p + (size_t)i) * to->block.code_pixel + c;
-            int8_t four[4], *exps = to->block.first.exps + (p + (size_t)i) * to->block.exp_pixel + c / B;
-            vf y[12];
-#pragma GCC unroll 12
-            for (int k = 0; k < each * per; k++)
-                y[k] = k % per < T ? s[i + k / per][k % per] : v_set(0.0f);
-            write_int(&to->block, (int)B, each * per, relu, y, (spot){buffer, four});
-#pragma GCC unroll 4
-            for (size_t k = 0; k < (size_t)each; k++, codes += to->block.code_pixel, exps += to->block.exp_pixel) {
-                memcpy(codes, buffer + bytes * k, bytes);
-                memcpy(exps, four + blocks * k, blocks);
-            }
-        }
+        direct_codes(to, later, P, T, B, relu);
+        direct_scales(to, p, c, P, T, B, relu, s, later);
     }
 }
 
 /* Inlined with constant P, T and kinds. */
 INLINE void direct_group(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int P, const int T,
-                         const size_t B, const side_kind residual, const int half, const int block)
+                         const size_t B, const side_kind residual, const int half, const int block, direct_later *later)
 {
     const uint8_t *codes = g->codes + p * g->code_step;
     const int32_t *scale = g->scale + p * g->scale_step;
@@ -209,9 +256,18 @@ INLINE void direct_group(const bw_direct *g, const direct_end *to, size_t p, siz
     else
         direct_sums(g, codes, scale, t, P, T, B, 0, s);
     if (g->activation->kind == BW_ACT_RELU)
-        direct_finish(g, to, p, t, P, T, B, residual, half, block, 1, s);
+        direct_finish(g, to, p, t, P, T, B, residual, half, block, 1, s, later);
     else
-        direct_finish(g, to, p, t, P, T, B, residual, half, block, 0, s);
+        direct_finish(g, to, p, t, P, T, B, residual, half, block, 0, s, later);
+}
+
+INLINE void direct_flush(const bw_direct *g, const direct_end *to, const int P, const int T, const size_t B,
+                         direct_later *later)
+{
+    if (g->activation->kind == BW_ACT_RELU)
+        direct_codes(to, later, P, T, B, 1);
+    else
+        direct_codes(to, later, P, T, B, 0);
 }
 
 /* All pixels, all tiles. If a tile meets all pixels before the next does, the next one's weights are fetched meanwhile.
@@ -220,24 +276,32 @@ INLINE void direct_all(const bw_direct *g, const direct_end *to, const int P, co
                        const int half, const int block)
 {
     const size_t tiles = (g->n + 15) / 16, step = (size_t)P, at_once = g->all_at_once ? g->pixels : step;
-    const size_t T = B == 64 ? 4 : 2, bytes = T * g->blocks * 16 * B, groups = (at_once + step - 1) / step;
+    const int T = B == 64 ? 4 : 2;
+    const size_t bytes = (size_t)T * g->blocks * 16 * B, groups = (at_once + step - 1) / step;
     const size_t share = g->all_at_once ? (bytes / 64 + groups - 1) / groups * 64 : 0;
+    direct_later later = {.codes = NULL};
     for (size_t from = 0; from < g->pixels; from += at_once)
-        for (size_t t = 0; t < tiles; t += T) {
-            const int8_t *ahead = g->weights + (t / T + 1) * bytes, *end = ahead + (t + 2 * T <= tiles ? bytes : 0);
+        for (size_t t = 0; t < tiles; t += (size_t)T) {
+            const int8_t *ahead = g->weights + (t / (size_t)T + 1) * bytes,
+                         *end = ahead + (t + 2 * (size_t)T <= tiles ? bytes : 0);
+            const int alone = B != 64 && t + 1 == tiles;
+            if (block && alone)
+                direct_flush(g, to, P, T, B, &later);
             for (size_t p = from; p < from + at_once && p < g->pixels; p += step) {
                 for (size_t i = 0; i < share && ahead < end; i += 64, ahead += 64)
                     _mm_prefetch((const char *)ahead, _MM_HINT_T1);
                 /* Some of the last ones are done twice. */
                 const size_t at = p + step > g->pixels ? g->pixels - step : p;
-                if (B == 64)
-                    direct_group(g, to, at, t, P, 4, B, residual, half, block);
-                else if (t + 1 < tiles)
-                    direct_group(g, to, at, t, P, 2, B, residual, half, block);
+                if (alone)
+                    direct_group(g, to, at, t, P, 1, B, residual, half, block, &later);
                 else
-                    direct_group(g, to, at, t, P, 1, B, residual, half, block);
+                    direct_group(g, to, at, t, P, T, B, residual, half, block, &later);
             }
+            if (block && alone)
+                direct_flush(g, to, P, 1, B, &later);
         }
+    if (block)
+        direct_flush(g, to, P, T, B, &later);
 }
 
 typedef void (*direct_fn)(const bw_direct *g, const direct_end *to);

@@ -300,13 +300,12 @@ INLINE int block_scales(const side *d, int block, int vectors, int relu, const v
     return over;
 }
 
-/* At most 8 blocks and 16 vectors, whole 64s of values. Within the exponent range |y| * 2^-e is below 2^m, so that
- * rounding leaves the codes by one at most, and bytes can be clamped instead of floats. With relu negative values may
- * be anything: packing saturates. */
-INLINE void write_int(const side *d, int block, int vectors, int relu, const vf *y, spot at)
+/* Codes from block_scales' factors and result, at most 16 vectors, whole 64s of values. Within the exponent range |y| *
+ * 2^-e is below 2^m, so that rounding leaves the codes by one at most, and bytes can be clamped instead of floats. With
+ * relu negative values may be anything: packing saturates. */
+INLINE void write_codes(const side *d, int block, int vectors, int relu, const vf *y, const four_factors *scales,
+                        int over, uint8_t *codes)
 {
-    four_factors scales[2];
-    const int over = block_scales(d, block, vectors, relu, y, at.exps, scales);
     vi q[16];
 #pragma GCC unroll 16
     for (int i = 0; i < vectors; i++) {
@@ -321,9 +320,17 @@ INLINE void write_int(const side *d, int block, int vectors, int relu, const vf 
             q[i] = v_round(v_min(v_max(y[i] * v_set(scales[b / 4].f[b % 4]), lo), hi));
         }
     }
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int f = 0; f < vectors * V_LANES / 64; f++)
-        v_store_codes(at.codes + f * 64, q + f * (64 / V_LANES), d->limits.most, relu ? NULL : d->limits.least);
+        v_store_codes(codes + f * 64, q + f * (64 / V_LANES), d->limits.most, relu ? NULL : d->limits.least);
+}
+
+/* At most 8 blocks. */
+INLINE void write_int(const side *d, int block, int vectors, int relu, const vf *y, spot at)
+{
+    four_factors scales[2];
+    const int over = block_scales(d, block, vectors, relu, y, at.exps, scales);
+    write_codes(d, block, vectors, relu, y, scales, over, at.codes);
 }
 
 INLINE void write_table(const side *d, int vectors, const vf *y, spot at)
