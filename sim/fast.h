@@ -131,7 +131,7 @@ typedef struct bw_dot_run {
  * same length, out[1] absent.
  */
 typedef struct bw_direct {
-    size_t block;     /* of the input and the weights: 16, 32, or 64 if the tiles are a multiple of 4 */
+    size_t block;     /* of the input and the weights; from 64 on n is a multiple of 64 */
     size_t pixels, n; /* at least 8 pixels */
     int all_at_once;  /* each tile for all pixels before the next, else all tiles for some pixels before the next */
     size_t blocks;    /* of the reduction */
@@ -153,7 +153,7 @@ typedef struct bw_direct {
 /*
  * PATCH for neighbours in a row of the output: channel (ky * kernel_x + kx) * channels + c of pixel p is
  * x[ky * x_row + (p * stride + kx) * channels + c], zero if row ky is not first_row..end_row - 1 or column left + p *
- * stride + kx is not 0..width - 1; what is outside is not read. out: INT in blocks of 16, 32 or 64.
+ * stride + kx is not 0..width - 1; what is outside is not read. out: INT in blocks.
  */
 #define BW_PATCH_BLOCKS 32u /* of 16 channels, of an output pixel, at most */
 #define BW_PATCH_PIECES 96u /* rows of taps that those come from, counted block by block, at most */

@@ -55,7 +55,7 @@ static int in_place(const bw_plan *plan)
 static int formats_fit(const bw_plan *plan)
 {
     const bw_format_traits *a = plan->in.format.traits, *w = plan->weight_format.traits;
-    if (a->kind != BW_KIND_INT || w->kind != BW_KIND_INT || plan->ins->in.block > 64 || a->device_bytes != 1)
+    if (a->kind != BW_KIND_INT || w->kind != BW_KIND_INT || a->device_bytes != 1)
         return 0;
     int half = 0, block = 0;
     for (int i = 0; i < 2; i++) {
@@ -94,10 +94,10 @@ static int shape_fits(const bw_fast *engine, const bw_plan *plan)
 {
     const bw_instruction *ins = plan->ins;
     const size_t tiles = bw_conv_tiles(ins), blocks = bw_conv_blocks(ins);
-    const size_t width = ins->out0.width;
+    const size_t width = ins->out0.width, channels = ins->out0.channels / ins->groups;
     const size_t most = engine->pipes == 4 ? MOST_BLOCKS_4 : ins->in.block == 16 ? MOST_BLOCKS : MOST_LONGER;
-    if (ins->in.block == 64 && tiles / ins->groups % 4)
-        return 0; /* its kernel wants whole blocks of outputs */
+    if (ins->in.block >= 64 && channels % 64)
+        return 0; /* what its kernels make at a time */
     if (blocks * (ins->in.block / 16) > most || tiles * blocks * 16 * ins->in.block > MOST_WEIGHTS || !groups_fit(plan))
         return 0;
     /* Lines are cut into even parts: if not all of them are one, half of an item must be enough for a kernel. */

@@ -453,7 +453,7 @@ static int patches(const bw_fast *engine, const bw_plan *plan)
     return ins->opcode == BW_OP_PATCH && engine->rows->patch && ins->activation == BW_ACT_NONE &&
            ins->dilation_x == 1 && ins->in.pixel_stride == ins->in.channels && !plan->out[1].tensor &&
            plan->out[0].format.kind == BW_KIND_INT && !plan->out[0].format.traits->sub_block &&
-           plan->out[0].format.block <= 64 && pieces <= BW_PATCH_BLOCKS && pieces * (15 / line + 2) <= BW_PATCH_PIECES;
+           pieces <= BW_PATCH_BLOCKS && pieces * (15 / line + 2) <= BW_PATCH_PIECES;
 }
 
 /* Weights as numbers, and what else only a DWCONV has. */

@@ -8,10 +8,12 @@
 #include "sim/rows_avx512.h"
 
 /* Most pixels and tiles at a time. One pixel less where rows are a multiple of that, and for blocks of 32, whose
- * integer sums are in registers too; blocks of 64 take 3 pixels x 4 tiles, so that a block of the output is complete.
+ * integer sums are in registers too; blocks of 64 take 3 pixels x 4 tiles, so that a block of the output is complete,
+ * those of 128 the same twice.
  */
 #define DIRECT_PIXELS 8
 #define DIRECT_TILES  4
+#define TILES(B)      ((B) >= 64 ? 4 : 2)
 
 INLINE __m512i broadcast_codes(const uint8_t *p)
 {
@@ -85,7 +87,8 @@ INLINE void direct_sums(const bw_direct *g, const uint8_t *codes, const int32_t 
 #pragma GCC unroll 4
                 for (int i = 0; i < T; i++)
                     d[p][i] = first[i];
-            const size_t fours = bw_fill_next(&fill, B); /* good too that the length is not known: compilers would spill */
+            const size_t fours =
+                bw_fill_next(&fill, B); /* good too that the length is not known: compilers would spill */
 #pragma GCC unroll 8
             for (size_t k = 0; k < fours; k++) {
                 __m512i v[DIRECT_TILES];
@@ -121,22 +124,23 @@ typedef struct direct_end {
 /* Of a group: its values, and what encodes them. Codes are made when the next group's sums are complete: by then the
  * scales are there, and what waits for them does not keep that group's multiplications out of the CPU's window. */
 typedef struct direct_later {
-    vf y[DIRECT_PIXELS * 2];
+    vf y[24]; /* by pixel */
     four_factors scales[4];
     uint8_t *codes; /* of its first pixel; NULL: nothing is left to do */
     int over;
 } direct_later;
 
-/* Blocks are encoded four at a time, as that is what finding their exponents takes, or three of 64 values; a block of
- * 32 may have a tile alone, and zeros. */
-#define PER(T, B)     ((B) == 16 ? (T) : (int)(B) / 16)                       /* vectors of a pixel */
-#define EACH(P, T, B) ((B) == 64 ? (P) : (B) == 16 && (T) == 2 ? 2 : 4)       /* pixels at a time */
+/* Blocks are encoded four at a time, as that is what finding their exponents takes, or three of 64 and 128 values; a
+ * block of 32 may have a tile alone, and zeros. */
+#define PER(T, B)     ((B) == 16 ? (T) : (int)(B) / 16)                 /* vectors of a pixel */
+#define EACH(P, T, B) ((B) >= 64 ? (P) : (B) == 16 && (T) == 2 ? 2 : 4) /* pixels at a time */
+#define KEPT(T, B)    ((B) == 128 ? 8 : (T))                            /* vectors of a pixel in `y` */
 
-/* Finds and writes the exponents. */
+/* Finds and writes the exponents of what is in `later`. p, c: first pixel and channel. */
 INLINE void direct_scales(const direct_end *to, size_t p, size_t c, const int P, const int T, const size_t B,
-                          const int relu, vf s[DIRECT_PIXELS][DIRECT_TILES], direct_later *later)
+                          const int relu, direct_later *later)
 {
-    const int per = PER(T, B), each = EACH(P, T, B);
+    const int per = PER(T, B), each = EACH(P, T, B), kept = KEPT(T, B);
     const size_t blocks = 16 * (size_t)per / B;
     later->codes = to->block.first.codes + p * to->block.code_pixel + c;
     later->over = 0;
@@ -144,54 +148,51 @@ INLINE void direct_scales(const direct_end *to, size_t p, size_t c, const int P,
     for (int next = 0; next < P; next += each) {
         const int i = next + each > P ? P - each : next; /* some of the last ones are done twice */
         int8_t four[4], *exps = to->block.first.exps + (p + (size_t)i) * to->block.exp_pixel + c / B;
-        vf y[12];
-#pragma GCC unroll 12
+        vf y[24];
+#pragma GCC unroll 24
         for (int k = 0; k < each * per; k++)
-            y[k] = k % per < T ? s[i + k / per][k % per] : v_set(0.0f);
+            y[k] = k % per < kept ? later->y[(i + k / per) * kept + k % per] : v_set(0.0f);
         later->over |= block_scales(&to->block, (int)B, each * per, relu, y, four, &later->scales[next / each]);
 #pragma GCC unroll 4
         for (size_t k = 0; k < (size_t)each; k++, exps += to->block.exp_pixel)
             memcpy(exps, four + blocks * k, blocks);
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < P; i++)
-#pragma GCC unroll 4
-        for (int k = 0; k < T; k++)
-            later->y[i * T + k] = s[i][k];
 }
 
 /* Writes the codes that are left to do. */
 INLINE void direct_codes(const direct_end *to, direct_later *later, const int P, const int T, const size_t B,
                          const int relu)
 {
-    const int per = PER(T, B), each = EACH(P, T, B);
+    const int per = PER(T, B), each = EACH(P, T, B), kept = KEPT(T, B), some = B >= 64 ? 1 : each;
     const size_t bytes = 16 * (size_t)per;
     if (!later->codes)
         return;
 #pragma GCC unroll 4
-    for (int next = 0; next < P; next += each) {
-        const int i = next + each > P ? P - each : next;
-        uint8_t buffer[192], *codes = later->codes + (size_t)i * to->block.code_pixel;
-        vf y[12];
-#pragma GCC unroll 12
-        for (int k = 0; k < each * per; k++)
-            y[k] = k % per < T ? later->y[(i + k / per) * T + k % per] : v_set(0.0f);
-        write_codes(&to->block, (int)B, each * per, relu, y, &later->scales[next / each], later->over, buffer);
+    for (int next = 0; next < P; next += some) { /* pixels whose codes fill vectors */
+        const int i = next + some > P ? P - some : next;
+        uint8_t buffer[128], *codes = later->codes + (size_t)i * to->block.code_pixel;
+        const float *scales = B >= 64 ? later->scales[0].f + next : later->scales[next / each].f;
+        vf y[8];
+#pragma GCC unroll 8
+        for (int k = 0; k < some * per; k++)
+            y[k] = k % per < kept ? later->y[(i + k / per) * kept + k % per] : v_set(0.0f);
+        write_codes(&to->block, (int)B, some * per, relu, y, scales, later->over, buffer);
 #pragma GCC unroll 4
-        for (size_t k = 0; k < (size_t)each; k++, codes += to->block.code_pixel)
+        for (size_t k = 0; k < (size_t)some; k++, codes += to->block.code_pixel)
             memcpy(codes, buffer + bytes * k, bytes);
     }
     later->codes = NULL;
 }
 
 /* Residual, activation, and both outputs. p: number of the first pixel.
- * residual: SIDE_NONE, SIDE_FP16, or any other; relu: the activation is one. Inlined with constant T and kinds. */
+ * residual: SIDE_NONE, SIDE_FP16, or any other; relu: the activation is one; second: this is the second half of a
+ * block. Inlined with constant T and kinds. */
 INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int P, const int T,
                           const size_t B, const side_kind residual, const int half, const int block, const int relu,
-                          vf s[DIRECT_PIXELS][DIRECT_TILES], direct_later *later)
+                          const int second, vf s[DIRECT_PIXELS][DIRECT_TILES], direct_later *later)
 {
     const size_t c = t * 16, left = g->n - c; /* channels from here on */
-    const int whole = B == 64 || left >= (size_t)T * 16;
+    const int whole = B >= 64 || left >= (size_t)T * 16;
     if (residual == SIDE_FP16 && whole) {
         const uint8_t *b = to->b.first.codes + p * to->b.code_pixel + c * 2;
 #pragma GCC unroll 8
@@ -239,14 +240,21 @@ INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, si
             for (int i = 0; i < P; i++)
                 s[i][T - 1] = v_keep(s[i][T - 1], left - 16 * (size_t)(T - 1));
         }
-        direct_codes(to, later, P, T, B, relu);
-        direct_scales(to, p, c, P, T, B, relu, s, later);
+        const int kept = KEPT(T, B);
+        if (!second)
+            direct_codes(to, later, P, T, B, relu);
+#pragma GCC unroll 8
+        for (int i = 0; i < P; i++)
+#pragma GCC unroll 4
+            for (int k = 0; k < T; k++)
+                later->y[i * kept + k + 4 * second] = s[i][k];
     }
 }
 
 /* Inlined with constant P, T and kinds. */
-INLINE void direct_group(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int P, const int T,
-                         const size_t B, const side_kind residual, const int half, const int block, direct_later *later)
+INLINE void direct_half(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int P, const int T,
+                        const size_t B, const side_kind residual, const int half, const int block, const int relu,
+                        const int second, direct_later *later)
 {
     const uint8_t *codes = g->codes + p * g->code_step;
     const int32_t *scale = g->scale + p * g->scale_step;
@@ -255,53 +263,69 @@ INLINE void direct_group(const bw_direct *g, const direct_end *to, size_t p, siz
         direct_sums(g, codes, scale, t, P, T, B, 1, s);
     else
         direct_sums(g, codes, scale, t, P, T, B, 0, s);
-    if (g->activation->kind == BW_ACT_RELU)
-        direct_finish(g, to, p, t, P, T, B, residual, half, block, 1, s, later);
-    else
-        direct_finish(g, to, p, t, P, T, B, residual, half, block, 0, s, later);
+    direct_finish(g, to, p, t, P, T, B, residual, half, block, relu, second, s, later);
 }
 
-INLINE void direct_flush(const bw_direct *g, const direct_end *to, const int P, const int T, const size_t B,
+INLINE void direct_group(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int P, const int T,
+                         const size_t B, const side_kind residual, const int half, const int block, const int relu,
                          direct_later *later)
 {
-    if (g->activation->kind == BW_ACT_RELU)
-        direct_codes(to, later, P, T, B, 1);
-    else
-        direct_codes(to, later, P, T, B, 0);
+    direct_half(g, to, p, t, P, T, B, residual, half, block, relu, 0, later);
+    if (B == 128 && (t + 4) * 16 < g->n) {
+        direct_half(g, to, p, t + 4, P, T, B, residual, half, block, relu, 1, later);
+    } else if (B == 128 && block) {
+#pragma GCC unroll 8
+        for (int i = 0; i < P; i++)
+#pragma GCC unroll 4
+            for (int k = 4; k < 8; k++)
+                later->y[i * 8 + k] = v_set(0.0f);
+    }
+    if (block)
+        direct_scales(to, p, t * 16, P, T, B, relu, later);
 }
 
 /* All pixels, all tiles. If a tile meets all pixels before the next does, the next one's weights are fetched meanwhile.
  */
-INLINE void direct_all(const bw_direct *g, const direct_end *to, const int P, const size_t B, const side_kind residual,
-                       const int half, const int block)
+INLINE void direct_tiles(const bw_direct *g, const direct_end *to, const int P, const size_t B,
+                         const side_kind residual, const int half, const int block, const int relu)
 {
     const size_t tiles = (g->n + 15) / 16, step = (size_t)P, at_once = g->all_at_once ? g->pixels : step;
-    const int T = B == 64 ? 4 : 2;
-    const size_t bytes = (size_t)T * g->blocks * 16 * B, groups = (at_once + step - 1) / step;
+    const int T = TILES(B);
+    const size_t next = B == 128 ? 8 : (size_t)T, bytes = next * g->blocks * 16 * B,
+                 groups = (at_once + step - 1) / step;
     const size_t share = g->all_at_once ? (bytes / 64 + groups - 1) / groups * 64 : 0;
     direct_later later = {.codes = NULL};
     for (size_t from = 0; from < g->pixels; from += at_once)
-        for (size_t t = 0; t < tiles; t += (size_t)T) {
-            const int8_t *ahead = g->weights + (t / (size_t)T + 1) * bytes,
-                         *end = ahead + (t + 2 * (size_t)T <= tiles ? bytes : 0);
-            const int alone = B != 64 && t + 1 == tiles;
+        for (size_t t = 0; t < tiles; t += next) {
+            const int8_t *ahead = g->weights + (t / next + 1) * bytes;
+            const int8_t *end = ahead + (t + 2 * next <= tiles ? bytes : 0);
+            const int alone = B < 64 && t + 1 == tiles;
             if (block && alone)
-                direct_flush(g, to, P, T, B, &later);
+                direct_codes(to, &later, P, T, B, relu);
             for (size_t p = from; p < from + at_once && p < g->pixels; p += step) {
                 for (size_t i = 0; i < share && ahead < end; i += 64, ahead += 64)
                     _mm_prefetch((const char *)ahead, _MM_HINT_T1);
                 /* Some of the last ones are done twice. */
                 const size_t at = p + step > g->pixels ? g->pixels - step : p;
                 if (alone)
-                    direct_group(g, to, at, t, P, 1, B, residual, half, block, &later);
+                    direct_group(g, to, at, t, P, 1, B, residual, half, block, relu, &later);
                 else
-                    direct_group(g, to, at, t, P, T, B, residual, half, block, &later);
+                    direct_group(g, to, at, t, P, T, B, residual, half, block, relu, &later);
             }
             if (block && alone)
-                direct_flush(g, to, P, 1, B, &later);
+                direct_codes(to, &later, P, 1, B, relu);
         }
     if (block)
-        direct_flush(g, to, P, T, B, &later);
+        direct_codes(to, &later, P, T, B, relu);
+}
+
+INLINE void direct_all(const bw_direct *g, const direct_end *to, const int P, const size_t B, const side_kind residual,
+                       const int half, const int block)
+{
+    if (g->activation->kind == BW_ACT_RELU)
+        direct_tiles(g, to, P, B, residual, half, block, 1);
+    else
+        direct_tiles(g, to, P, B, residual, half, block, 0);
 }
 
 typedef void (*direct_fn)(const bw_direct *g, const direct_end *to);
@@ -335,6 +359,7 @@ typedef struct direct_set {
     static const direct_set set_##P##_##B = {half_##P##_##B, block_##P##_##B, residual_block_##P##_##B,                \
                                              residual_both_##P##_##B, any_##P##_##B};
 
+DEFINE(3, 128)
 DEFINE(3, 64)
 DEFINE(7, 32)
 DEFINE(7, 16)
@@ -351,7 +376,9 @@ void bw_direct_avx512vnni(const bw_direct *g)
             to.block = outs[i];
     const int half = to.half.kind != SIDE_NONE, block = to.block.kind != SIDE_NONE;
     const direct_set *set = &set_8_16;
-    if (g->block == 64)
+    if (g->block == 128)
+        set = &set_3_128;
+    else if (g->block == 64)
         set = &set_3_64;
     else if (g->block == 32)
         set = &set_7_32;

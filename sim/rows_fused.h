@@ -113,6 +113,27 @@ INLINE void do_chunk(const fused_pass *p, kinds k, spots at, const line_set *lin
         write_chunk(&p->out[1], k.out1, vectors, k.relu, y, at.out1);
 }
 
+/* What is left of a pixel and ends in a block of 128; n is a multiple of 16. Inlined with constant kinds. */
+INLINE void do_last(const fused_pass *p, kinds k, spots at, size_t n)
+{
+    vf y[CHUNK_VECTORS];
+#pragma GCC unroll 16
+    for (int i = 0; i < CHUNK_VECTORS; i++) {
+        const size_t c = (size_t)(i * V_LANES);
+        y[i] = v_set(0.0f);
+        if (c >= n)
+            continue;
+        y[i] = v_load((const float *)(const void *)at.a.codes + c);
+        if (k.b != SIDE_NONE)
+            y[i] += from_vector(BW_FORMAT_FP16, (const uint16_t *)(const void *)at.b.codes + c);
+        if (!k.relu)
+            y[i] = activated(&p->activation, y[i]);
+        if (k.out1 != SIDE_NONE)
+            v_store_half((uint16_t *)(void *)at.out1.codes + c, k.relu ? to_fp16_relu(y[i]) : to_fp16(y[i]));
+    }
+    write_int(&p->out[0], 128, CHUNK_VECTORS, k.relu, y, at.out0);
+}
+
 /* Reads n < 128 channels into y. */
 INLINE void read_rest(const side *d, side_kind kind, spot at, const line_set *lines, size_t n, vf *y)
 {
@@ -233,6 +254,8 @@ INLINE void run_pixels(const fused_pass *p, kinds k, size_t chunk, size_t pixels
                        (k.out1 == SIDE_NONE || k.out1 == SIDE_FP16) && chunk == 64;
     if (pieces)
         run_pieces(p, k, pixels, n, n - n % chunk);
+    const int last = chunk == 128 && k.a == SIDE_FLOAT && (k.b == SIDE_NONE || k.b == SIDE_FP16) && !k.multiply &&
+                     k.out0 == SIDE_BLOCK128 && (k.out1 == SIDE_NONE || k.out1 == SIDE_FP16);
     /* Copies, as what is written through bytes' pointers may be anything in memory. */
     const size_t code_a = p->a.code_pixel, code_b = p->b.code_pixel, code_0 = p->out[0].code_pixel,
                  code_1 = p->out[1].code_pixel, exp_a = p->a.exp_pixel, exp_b = p->b.exp_pixel,
@@ -256,7 +279,10 @@ INLINE void run_pixels(const fused_pass *p, kinds k, size_t chunk, size_t pixels
             if (left < chunk) {
                 if (pieces)
                     break; /* later, those of all pixels */
-                do_rest(p, k, at, &lines, left);
+                if (last && left % 16 == 0)
+                    do_last(p, k, at, left);
+                else
+                    do_rest(p, k, at, &lines, left);
                 break;
             }
             do_chunk(p, k, at, &lines, (int)chunk / V_LANES);
@@ -273,14 +299,14 @@ INLINE void run_pixels(const fused_pass *p, kinds k, size_t chunk, size_t pixels
 }
 
 /* The common kinds have loops of their own. */
-INLINE int run_known(const fused_pass *p, size_t pixels, size_t n, size_t line, size_t padded, int relu, side_kind a,
-                     side_kind b, side_kind out0, side_kind out1)
+INLINE int run_known(const fused_pass *p, size_t chunk, size_t pixels, size_t n, size_t line, size_t padded, int relu,
+                     side_kind a, side_kind b, side_kind out0, side_kind out1)
 {
     const kinds k = {a, b, out0, out1, 0, relu};
     if (p->a.kind != a || p->b.kind != b || p->out[0].kind != out0 || p->out[1].kind != out1 || p->multiply ||
         (relu && p->activation.kind != BW_ACT_RELU))
         return 0;
-    run_pixels(p, k, 64, pixels, n, line, padded);
+    run_pixels(p, k, chunk, pixels, n, line, padded);
     return 1;
 }
 
@@ -317,29 +343,32 @@ static void fused(const bw_fused *f)
     if (dense && n == padded && adjoin(&f->a, n, n)) { /* one run of channels */
         n *= pixels;
         pixels = 1;
-    } else if (dense && n % chunk && p.a.kind == SIDE_FLOAT) {
+    } else if (dense && n % chunk && p.a.kind == SIDE_FLOAT && (chunk == 64 || n % 16)) {
         p.a.kind = n == padded ? SIDE_LINES : SIDE_PADDED_LINES;
         line = n;
         n = padded * pixels;
         pixels = 1;
     }
     const kinds k = {p.a.kind, p.b.kind, p.out[0].kind, p.out[1].kind, p.multiply, 0};
-    if (chunk == 128)
-        run_pixels(&p, k, 128, pixels, n, line, padded);
-#define KNOWN(relu, a, b, out0, out1)                                                                                  \
-    run_known(&p, pixels, n, line, padded, relu, SIDE_##a, SIDE_##b, SIDE_##out0, SIDE_##out1)
+#define KNOWN(chunk, relu, a, b, out0, out1)                                                                           \
+    run_known(&p, chunk, pixels, n, line, padded, relu, SIDE_##a, SIDE_##b, SIDE_##out0, SIDE_##out1)
 /* What convolutions end with: alone, or with a residual and both outputs. */
-#define KNOWN_BLOCKS(relu, block)                                                                                      \
-    (KNOWN(relu, FLOAT, NONE, block, NONE) || KNOWN(relu, FLOAT, FP16, block, NONE) ||                                 \
-     KNOWN(relu, FLOAT, FP16, block, FP16))
-    else if (!KNOWN_BLOCKS(1, BLOCK16) && !KNOWN_BLOCKS(1, BLOCK32) && !KNOWN_BLOCKS(1, BLOCK64) &&
-             !KNOWN(1, FLOAT, NONE, FP16, NONE) && !KNOWN(1, LINES, NONE, BLOCK16, NONE) && !KNOWN_BLOCKS(0, BLOCK16) &&
-             !KNOWN(0, FLOAT, BLOCK16, BLOCK16, NONE) && !KNOWN(0, FLOAT, NONE, TABLE, NONE) &&
-             !KNOWN(0, FLOAT, FP16, TABLE, NONE) && !KNOWN(0, FLOAT, NONE, BLOCK32, NONE) &&
-             !KNOWN(0, FLOAT, NONE, BLOCK64, NONE) && !KNOWN(0, FLOAT, NONE, FP16, NONE) &&
-             !KNOWN(0, FLOAT, FP16, FP16, NONE) && !KNOWN(0, LINES, NONE, BLOCK16, NONE) &&
-             !KNOWN(0, LINES, NONE, FP16, NONE) && !KNOWN(0, PADDED_LINES, NONE, BLOCK16, NONE))
+#define KNOWN_BLOCKS(chunk, relu, block)                                                                               \
+    (KNOWN(chunk, relu, FLOAT, NONE, block, NONE) || KNOWN(chunk, relu, FLOAT, FP16, block, NONE) ||                   \
+     KNOWN(chunk, relu, FLOAT, FP16, block, FP16))
+    if (chunk == 128) {
+        if (!KNOWN_BLOCKS(128, 1, BLOCK128) && !KNOWN(128, 0, FLOAT, NONE, BLOCK128, NONE))
+            run_pixels(&p, k, 128, pixels, n, line, padded);
+    } else if (!KNOWN_BLOCKS(64, 1, BLOCK16) && !KNOWN_BLOCKS(64, 1, BLOCK32) && !KNOWN_BLOCKS(64, 1, BLOCK64) &&
+               !KNOWN(64, 1, FLOAT, NONE, FP16, NONE) && !KNOWN(64, 1, LINES, NONE, BLOCK16, NONE) &&
+               !KNOWN_BLOCKS(64, 0, BLOCK16) && !KNOWN(64, 0, FLOAT, BLOCK16, BLOCK16, NONE) &&
+               !KNOWN(64, 0, FLOAT, NONE, TABLE, NONE) && !KNOWN(64, 0, FLOAT, FP16, TABLE, NONE) &&
+               !KNOWN(64, 0, FLOAT, NONE, BLOCK32, NONE) && !KNOWN(64, 0, FLOAT, NONE, BLOCK64, NONE) &&
+               !KNOWN(64, 0, FLOAT, NONE, FP16, NONE) && !KNOWN(64, 0, FLOAT, FP16, FP16, NONE) &&
+               !KNOWN(64, 0, LINES, NONE, BLOCK16, NONE) && !KNOWN(64, 0, LINES, NONE, FP16, NONE) &&
+               !KNOWN(64, 0, PADDED_LINES, NONE, BLOCK16, NONE)) {
         run_pixels(&p, k, 64, pixels, n, line, padded);
+    }
 #undef KNOWN_BLOCKS
 #undef KNOWN
 }

@@ -61,8 +61,8 @@ INLINE void patch_blocks(const bw_patch *g, const size_t B)
         spot to = moved(out.first, p * out.code_pixel, p * out.exp_pixel);
         const size_t written = g->pixels < 4 ? g->pixels : 4;
         for (size_t b = 0; b < blocks; b++, to = moved(to, B, 1)) {
-            vf v[4][4]; /* of each pixel */
-#pragma GCC unroll 4
+            vf v[4][8]; /* of each pixel */
+#pragma GCC unroll 8
             for (size_t j = 0; j < per; j++) {
                 __m512 u[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
                 for (size_t k = first[b * per + j]; k < first[b * per + j + 1]; k++) {
@@ -79,16 +79,17 @@ INLINE void patch_blocks(const bw_patch *g, const size_t B)
                 for (size_t i = 0; i < 4; i++)
                     v[i][j] = (vf)u[i];
             }
+            const size_t some = per < 4 ? 4 / per : 1; /* pixels at a time */
 #pragma GCC unroll 4
-            for (size_t i = 0; i < 4; i += 4 / per) { /* 64 values at a time */
-                vf y[4];
-#pragma GCC unroll 4
-                for (size_t j = 0; j < 4; j++)
+            for (size_t i = 0; i < 4; i += some) {
+                vf y[8];
+#pragma GCC unroll 8
+                for (size_t j = 0; j < some * per; j++)
                     y[j] = v[i + j / per][j % per];
-                uint8_t codes[64];
+                uint8_t codes[128];
                 int8_t exps[4];
-                write_int(&out, (int)B, 4, 0, y, (spot){codes, exps});
-                for (size_t k = 0; k < 4 / per && i + k < written; k++) {
+                write_int(&out, (int)B, (int)(some * per), 0, y, (spot){codes, exps});
+                for (size_t k = 0; k < some && i + k < written; k++) {
                     memcpy(to.codes + (i + k) * out.code_pixel, codes + B * k, B);
                     to.exps[(i + k) * out.exp_pixel] = exps[k];
                 }
@@ -103,6 +104,8 @@ static void patch(const bw_patch *g)
         patch_blocks(g, 16);
     else if (g->out.format->block == 32)
         patch_blocks(g, 32);
-    else
+    else if (g->out.format->block == 64)
         patch_blocks(g, 64);
+    else
+        patch_blocks(g, 128);
 }

@@ -285,7 +285,7 @@ INLINE int block_scales(const side *d, int block, int vectors, int relu, const v
     for (int b = 0; b < blocks; b += 4) {
         const int left = blocks - b;
         const vi second = left > 1 ? m[b + 1] : m[b], third = left > 2 ? m[b + 2] : m[b];
-        __m128i max = v_max_four(m[b], second, third, left > 2 ? m[b + 3] : second);
+        __m128i max = v_max_four(m[b], second, third, left > 3 ? m[b + 3] : second);
         if (relu)
             max = _mm_max_epi32(max, _mm_setzero_si128());
         __m128i e = four_exponents(d, max);
@@ -300,24 +300,24 @@ INLINE int block_scales(const side *d, int block, int vectors, int relu, const v
     return over;
 }
 
-/* Codes from block_scales' factors and result, at most 16 vectors, whole 64s of values. Within the exponent range |y| *
+/* Codes from block_scales' factors, side by side, and result, at most 16 vectors, whole 64s of values. Within the exponent range |y| *
  * 2^-e is below 2^m, so that rounding leaves the codes by one at most, and bytes can be clamped instead of floats. With
  * relu negative values may be anything: packing saturates. */
-INLINE void write_codes(const side *d, int block, int vectors, int relu, const vf *y, const four_factors *scales,
-                        int over, uint8_t *codes)
+INLINE void write_codes(const side *d, int block, int vectors, int relu, const vf *y, const float *scales, int over,
+                        uint8_t *codes)
 {
     vi q[16];
 #pragma GCC unroll 16
     for (int i = 0; i < vectors; i++) {
         const int b = i * V_LANES / block;
-        q[i] = v_round(y[i] * v_set(scales[b / 4].f[b % 4]));
+        q[i] = v_round(y[i] * v_set(scales[b]));
     }
     if (__builtin_expect(over, 0)) {
         const vf hi = v_set((float)d->limits.most[0]), lo = v_set((float)d->limits.least[0]);
 #pragma GCC unroll 16
         for (int i = 0; i < vectors; i++) {
             const int b = i * V_LANES / block;
-            q[i] = v_round(v_min(v_max(y[i] * v_set(scales[b / 4].f[b % 4]), lo), hi));
+            q[i] = v_round(v_min(v_max(y[i] * v_set(scales[b]), lo), hi));
         }
     }
 #pragma GCC unroll 3
@@ -330,7 +330,7 @@ INLINE void write_int(const side *d, int block, int vectors, int relu, const vf 
 {
     four_factors scales[2];
     const int over = block_scales(d, block, vectors, relu, y, at.exps, scales);
-    write_codes(d, block, vectors, relu, y, scales, over, at.codes);
+    write_codes(d, block, vectors, relu, y, scales[0].f, over, at.codes);
 }
 
 INLINE void write_table(const side *d, int vectors, const vf *y, spot at)
