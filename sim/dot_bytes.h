@@ -57,7 +57,7 @@ static void sum8(const int8_t *w, const int8_t *exps, size_t blocks, size_t bloc
         return;
     }
     for (size_t k = 0; k < blocks; k++, w += 16 * block, exps += 16, sums += 32) {
-        const size_t fours = block == 16 ? 4 : bw_fill_next(&fill, block);
+        const size_t fours = bw_fill_next(&fill, block);
         __m512i even = _mm512_setzero_si512(), odd = even;
         for (size_t i = 0; i < fours / 2; i++) {
             even = _mm512_dpbusd_epi32(even, half, _mm512_loadu_si512(w + 128 * i));

@@ -171,7 +171,8 @@ static void plan_reduction(const bw_instruction *ins, bw_plan *plan)
 {
     const size_t channels = ins->in.channels / ins->groups, block = ins->in.block;
     plan->group_blocks = (channels + block - 1) / block;
-    plan->last_fill = (channels - (plan->group_blocks - 1) * block + 3) / 4;
+    /* Blocks of 16 have kernels of known length. */
+    plan->last_fill = block == 16 ? 4 : (channels - (plan->group_blocks - 1) * block + 3) / 4;
     plan->reduction = bw_conv_blocks(ins);
 }
 

@@ -63,9 +63,19 @@ static int formats_fit(const bw_plan *plan)
         if (!plan->out[i].tensor)
             continue;
         half += f->traits->format == BW_FORMAT_FP16;
-        block += f->kind == BW_KIND_INT && f->block == plan->ins->in.block && !f->traits->sub_block;
+        block += f->kind == BW_KIND_INT && !f->traits->sub_block;
     }
     return half <= 1 && block <= 1 && half + block == 1 + (plan->out[1].tensor != NULL);
+}
+
+/* Length of the output's blocks; if it has none, as suits the input. */
+static size_t out_block(const bw_plan *plan)
+{
+    const bw_instruction *ins = plan->ins;
+    for (int i = 0; i < 2; i++)
+        if (plan->out[i].tensor && plan->out[i].format.block > 1)
+            return plan->out[i].format.block;
+    return ins->in.block == 16 ? 16 : ins->out0.channels / ins->groups % 64 ? 32 : 64;
 }
 
 /* A group's channels begin where a block of the outputs and the residual does. */
@@ -96,7 +106,8 @@ static int shape_fits(const bw_fast *engine, const bw_plan *plan)
     const size_t tiles = bw_conv_tiles(ins), blocks = bw_conv_blocks(ins);
     const size_t width = ins->out0.width, channels = ins->out0.channels / ins->groups;
     const size_t most = engine->pipes == 4 ? MOST_BLOCKS_4 : ins->in.block == 16 ? MOST_BLOCKS : MOST_LONGER;
-    if (ins->in.block >= 64 && channels % 64)
+    const size_t made = out_block(plan);
+    if (made >= 64 && channels % 64)
         return 0; /* what its kernels make at a time */
     if (blocks * (ins->in.block / 16) > most || tiles * blocks * 16 * ins->in.block > MOST_WEIGHTS || !groups_fit(plan))
         return 0;
@@ -106,9 +117,9 @@ static int shape_fits(const bw_fast *engine, const bw_plan *plan)
         return (lines == ins->out0.height ? lines : lines / 2) * width >= LEAST_PIXELS;
     /* Pixels that are done twice at the end of each row must be few. */
     const size_t sevens = bw_divide_up(width, 7) * 7, eights = bw_divide_up(width, 8) * 8;
-    const size_t done = ins->in.block == 16   ? bw_smaller(sevens, eights)
-                        : ins->in.block == 32 ? sevens
-                                              : bw_divide_up(width, 3) * 3;
+    const size_t done = made >= 64                          ? bw_divide_up(width, 3) * 3
+                        : made == 16 && ins->in.block == 16 ? bw_smaller(sevens, eights)
+                                                            : sevens;
     return width >= LEAST_PIXELS && done * 8 <= width * 9;
 }
 
@@ -135,8 +146,8 @@ int bw_direct_plan(const bw_fast *engine, bw_plan *plan)
         engine->dots->unpack(w, plan->weights, codes, plan->own + sums);
         plan->direct_weights = (const int8_t *)plan->own + sums;
     }
-    engine->bytes->sum(plan->direct_weights, plan->weight_exps, tiles * blocks, ins->in.block,
-                       bw_plan_fill(plan, 0), plan->is_signed, plan->direct_sums);
+    engine->bytes->sum(plan->direct_weights, plan->weight_exps, tiles * blocks, ins->in.block, bw_plan_fill(plan, 0),
+                       plan->is_signed, plan->direct_sums);
     plan->group_channels = ins->out0.channels / ins->groups;
     plan->item_rows = most_lines(plan);
     const size_t panel = panel_blocks(plan, plan->item_rows);
@@ -251,6 +262,7 @@ static void run_item(void *context, size_t item, unsigned thread)
     bw_dot_run runs[MOST_BLOCKS];
     const size_t step = ins->kernel_x == 1 ? 1 : ins->stride_x;
     bw_direct g = {.block = block,
+                   .out_block = out_block(plan),
                    .n = plan->group_channels,
                    .blocks = plan->reduction,
                    .fill = bw_plan_fill(plan, 0),

@@ -7,9 +7,11 @@
  */
 #include "sim/rows_avx512.h"
 
-/* Most pixels and tiles at a time. One pixel less where rows are a multiple of that, and for blocks of 32, whose
- * integer sums are in registers too; blocks of 64 take 3 pixels x 4 tiles, so that a block of the output is complete,
- * those of 128 the same twice.
+/*
+ * Most pixels and tiles at a time. What is made at once is a whole block of the output, B: 7 or 8 pixels x 2 tiles for
+ * blocks of 16 and 32, whichever fits a row better, 3 pixels x 4 tiles for those of 64, the same twice for those of
+ * 128. With I = 16, which is for blocks of 16 on both sides, the weights of a block stay in registers for all pixels;
+ * else the pixels' integer sums do, and the input's blocks are of any length.
  */
 #define DIRECT_PIXELS 8
 #define DIRECT_TILES  4
@@ -22,12 +24,12 @@ INLINE __m512i broadcast_codes(const uint8_t *p)
     return _mm512_set1_epi32(v);
 }
 
-/* The sums of T tiles from tile number t on for P pixels from `codes`, `scale` on. With blocks of 16 their weights stay
- * in registers for all pixels, with blocks of 32 the pixels' integer sums do. Inlined with constant P, T, B and
+/* The sums of T tiles from tile number t on for P pixels from `codes`, `scale` on. Inlined with constant P, T, I and
  * is_signed. */
 INLINE void direct_sums(const bw_direct *g, const uint8_t *codes, const int32_t *scale, size_t t, const int P,
-                        const int T, const size_t B, const int is_signed, vf s[DIRECT_PIXELS][DIRECT_TILES])
+                        const int T, const size_t I, const int is_signed, vf s[DIRECT_PIXELS][DIRECT_TILES])
 {
+    const size_t B = I == 16 ? 16 : g->block;
     const size_t code_step = g->code_step, scale_step = g->scale_step, w_step = g->blocks * 16 * B;
     const size_t q_block = is_signed ? 32 : 16, q_step = g->blocks * q_block;
     const int8_t *w = g->weights + t * w_step;
@@ -49,7 +51,7 @@ INLINE void direct_sums(const bw_direct *g, const uint8_t *codes, const int32_t 
 #pragma GCC unroll 4
             for (int i = 0; i < T; i++)
                 first[i] = _mm512_loadu_si512(firsts + (size_t)i * q_step);
-            if (B == 16) {
+            if (I == 16) {
                 vf base[2];
 #pragma GCC unroll 4
                 for (int i = 0; i < T; i++)
@@ -253,26 +255,26 @@ INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, si
 
 /* Inlined with constant P, T and kinds. */
 INLINE void direct_half(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int P, const int T,
-                        const size_t B, const side_kind residual, const int half, const int block, const int relu,
-                        const int second, direct_later *later)
+                        const size_t I, const size_t B, const side_kind residual, const int half, const int block,
+                        const int relu, const int second, direct_later *later)
 {
     const uint8_t *codes = g->codes + p * g->code_step;
     const int32_t *scale = g->scale + p * g->scale_step;
     vf s[DIRECT_PIXELS][DIRECT_TILES];
     if (g->is_signed)
-        direct_sums(g, codes, scale, t, P, T, B, 1, s);
+        direct_sums(g, codes, scale, t, P, T, I, 1, s);
     else
-        direct_sums(g, codes, scale, t, P, T, B, 0, s);
+        direct_sums(g, codes, scale, t, P, T, I, 0, s);
     direct_finish(g, to, p, t, P, T, B, residual, half, block, relu, second, s, later);
 }
 
 INLINE void direct_group(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int P, const int T,
-                         const size_t B, const side_kind residual, const int half, const int block, const int relu,
-                         direct_later *later)
+                         const size_t I, const size_t B, const side_kind residual, const int half, const int block,
+                         const int relu, direct_later *later)
 {
-    direct_half(g, to, p, t, P, T, B, residual, half, block, relu, 0, later);
+    direct_half(g, to, p, t, P, T, I, B, residual, half, block, relu, 0, later);
     if (B == 128 && (t + 4) * 16 < g->n) {
-        direct_half(g, to, p, t + 4, P, T, B, residual, half, block, relu, 1, later);
+        direct_half(g, to, p, t + 4, P, T, I, B, residual, half, block, relu, 1, later);
     } else if (B == 128 && block) {
 #pragma GCC unroll 8
         for (int i = 0; i < P; i++)
@@ -286,12 +288,12 @@ INLINE void direct_group(const bw_direct *g, const direct_end *to, size_t p, siz
 
 /* All pixels, all tiles. If a tile meets all pixels before the next does, the next one's weights are fetched meanwhile.
  */
-INLINE void direct_tiles(const bw_direct *g, const direct_end *to, const int P, const size_t B,
+INLINE void direct_tiles(const bw_direct *g, const direct_end *to, const int P, const size_t I, const size_t B,
                          const side_kind residual, const int half, const int block, const int relu)
 {
     const size_t tiles = (g->n + 15) / 16, step = (size_t)P, at_once = g->all_at_once ? g->pixels : step;
     const int T = TILES(B);
-    const size_t next = B == 128 ? 8 : (size_t)T, bytes = next * g->blocks * 16 * B,
+    const size_t next = B == 128 ? 8 : (size_t)T, bytes = next * g->blocks * 16 * g->block,
                  groups = (at_once + step - 1) / step;
     const size_t share = g->all_at_once ? (bytes / 64 + groups - 1) / groups * 64 : 0;
     direct_later later = {.codes = NULL};
@@ -308,9 +310,9 @@ INLINE void direct_tiles(const bw_direct *g, const direct_end *to, const int P, 
                 /* Some of the last ones are done twice. */
                 const size_t at = p + step > g->pixels ? g->pixels - step : p;
                 if (alone)
-                    direct_group(g, to, at, t, P, 1, B, residual, half, block, relu, &later);
+                    direct_group(g, to, at, t, P, 1, I, B, residual, half, block, relu, &later);
                 else
-                    direct_group(g, to, at, t, P, T, B, residual, half, block, relu, &later);
+                    direct_group(g, to, at, t, P, T, I, B, residual, half, block, relu, &later);
             }
             if (block && alone)
                 direct_codes(to, &later, P, 1, B, relu);
@@ -319,13 +321,13 @@ INLINE void direct_tiles(const bw_direct *g, const direct_end *to, const int P, 
         direct_codes(to, &later, P, T, B, relu);
 }
 
-INLINE void direct_all(const bw_direct *g, const direct_end *to, const int P, const size_t B, const side_kind residual,
-                       const int half, const int block)
+INLINE void direct_all(const bw_direct *g, const direct_end *to, const int P, const size_t I, const size_t B,
+                       const side_kind residual, const int half, const int block)
 {
     if (g->activation->kind == BW_ACT_RELU)
-        direct_tiles(g, to, P, B, residual, half, block, 1);
+        direct_tiles(g, to, P, I, B, residual, half, block, 1);
     else
-        direct_tiles(g, to, P, B, residual, half, block, 0);
+        direct_tiles(g, to, P, I, B, residual, half, block, 0);
 }
 
 typedef void (*direct_fn)(const bw_direct *g, const direct_end *to);
@@ -335,35 +337,44 @@ typedef struct direct_set {
     direct_fn half, block, residual_block, residual_both, any;
 } direct_set;
 
-#define DEFINE(P, B)                                                                                                   \
-    static void half_##P##_##B(const bw_direct *g, const direct_end *to)                                               \
+#define DEFINE(P, I, B)                                                                                                \
+    static void half_##P##_##I##_##B(const bw_direct *g, const direct_end *to)                                         \
     {                                                                                                                  \
-        direct_all(g, to, P, B, SIDE_NONE, 1, 0);                                                                      \
+        direct_all(g, to, P, I, B, SIDE_NONE, 1, 0);                                                                   \
     }                                                                                                                  \
-    static void block_##P##_##B(const bw_direct *g, const direct_end *to)                                              \
+    static void block_##P##_##I##_##B(const bw_direct *g, const direct_end *to)                                        \
     {                                                                                                                  \
-        direct_all(g, to, P, B, SIDE_NONE, 0, 1);                                                                      \
+        direct_all(g, to, P, I, B, SIDE_NONE, 0, 1);                                                                   \
     }                                                                                                                  \
-    static void residual_block_##P##_##B(const bw_direct *g, const direct_end *to)                                     \
+    static void residual_block_##P##_##I##_##B(const bw_direct *g, const direct_end *to)                               \
     {                                                                                                                  \
-        direct_all(g, to, P, B, SIDE_FP16, 0, 1);                                                                      \
+        direct_all(g, to, P, I, B, SIDE_FP16, 0, 1);                                                                   \
     }                                                                                                                  \
-    static void residual_both_##P##_##B(const bw_direct *g, const direct_end *to)                                      \
+    static void residual_both_##P##_##I##_##B(const bw_direct *g, const direct_end *to)                                \
     {                                                                                                                  \
-        direct_all(g, to, P, B, SIDE_FP16, 1, 1);                                                                      \
+        direct_all(g, to, P, I, B, SIDE_FP16, 1, 1);                                                                   \
     }                                                                                                                  \
-    static void any_##P##_##B(const bw_direct *g, const direct_end *to)                                                \
+    static void any_##P##_##I##_##B(const bw_direct *g, const direct_end *to)                                          \
     {                                                                                                                  \
-        direct_all(g, to, P, B, ANY, to->half.kind != SIDE_NONE, to->block.kind != SIDE_NONE);                         \
+        direct_all(g, to, P, I, B, ANY, to->half.kind != SIDE_NONE, to->block.kind != SIDE_NONE);                      \
     }                                                                                                                  \
-    static const direct_set set_##P##_##B = {half_##P##_##B, block_##P##_##B, residual_block_##P##_##B,                \
-                                             residual_both_##P##_##B, any_##P##_##B};
+    static const direct_set set_##P##_##I##_##B = {half_##P##_##I##_##B, block_##P##_##I##_##B,                        \
+                                                   residual_block_##P##_##I##_##B, residual_both_##P##_##I##_##B,      \
+                                                   any_##P##_##I##_##B};
 
-DEFINE(3, 128)
-DEFINE(3, 64)
-DEFINE(7, 32)
-DEFINE(7, 16)
-DEFINE(8, 16)
+DEFINE(3, 0, 128)
+DEFINE(3, 0, 64)
+DEFINE(7, 0, 32)
+DEFINE(7, 0, 16)
+DEFINE(7, 16, 16)
+DEFINE(8, 16, 16)
+
+static const direct_set *choose_set(const bw_direct *g, size_t out)
+{
+    if (g->block == 16 && out == 16)
+        return (g->pixels + 6) / 7 * 7 < (g->pixels + 7) / 8 * 8 ? &set_7_16_16 : &set_8_16_16;
+    return out == 16 ? &set_7_0_16 : out == 32 ? &set_7_0_32 : out == 64 ? &set_3_0_64 : &set_3_0_128;
+}
 
 void bw_direct_avx512vnni(const bw_direct *g)
 {
@@ -375,15 +386,7 @@ void bw_direct_avx512vnni(const bw_direct *g)
         else if (outs[i].kind != SIDE_NONE)
             to.block = outs[i];
     const int half = to.half.kind != SIDE_NONE, block = to.block.kind != SIDE_NONE;
-    const direct_set *set = &set_8_16;
-    if (g->block == 128)
-        set = &set_3_128;
-    else if (g->block == 64)
-        set = &set_3_64;
-    else if (g->block == 32)
-        set = &set_7_32;
-    else if ((g->pixels + 6) / 7 * 7 < (g->pixels + 7) / 8 * 8)
-        set = &set_7_16;
+    const direct_set *set = choose_set(g, g->out_block);
     direct_fn run = set->any;
     if (to.b.kind == SIDE_NONE && half != block)
         run = half ? set->half : set->block;
