@@ -197,7 +197,7 @@ static int root_of(const bw_ir *ir, int value, int form, uint32_t *unit)
 
 static uint64_t form_codes_bytes(const bw_ir *ir, const bw_ir_value *v, int form)
 {
-    return (uint64_t)(v->h * v->w) * bw_form_units(ir, v, form) * bw_form_block(ir, form) *
+    return (uint64_t)(v->h * v->w) * bw_form_units(ir, v, form) * bw_form_block(ir, v, form) *
            bw_format_get(bw_form_format(ir, form))->device_bytes;
 }
 
@@ -230,7 +230,7 @@ static void fill_tensor(const struct emitter *e, const bw_stage *stage, const bw
     t->width = (uint32_t)v->w;
     t->channels = (uint32_t)(r.form == BW_FORM_BLOCK ? v->physical : v->c);
     t->format = (uint8_t)bw_form_format(ir, r.form);
-    t->block = bw_form_block(ir, r.form);
+    t->block = bw_form_block(ir, v, r.form);
     t->pixel_stride = bw_form_units(ir, root, r.form);
     t->row_stride = t->width * t->pixel_stride;
     uint64_t base;

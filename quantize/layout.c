@@ -13,16 +13,17 @@ bw_format bw_form_format(const bw_ir *ir, int form)
                                    : BW_FORMAT_FP32;
 }
 
-uint16_t bw_form_block(const bw_ir *ir, int form)
+uint16_t bw_form_block(const bw_ir *ir, const bw_ir_value *v, int form)
 {
-    return form == BW_FORM_BLOCK ? ir->recipe->block : 1;
+    return form != BW_FORM_BLOCK ? 1 : v->block ? v->block : ir->recipe->block;
 }
 
 uint32_t bw_form_units(const bw_ir *ir, const bw_ir_value *v, int form)
 {
     if (form != BW_FORM_BLOCK)
         return (uint32_t)v->c;
-    return (uint32_t)((v->physical + ir->recipe->block - 1) / ir->recipe->block);
+    int64_t block = bw_form_block(ir, v, form);
+    return (uint32_t)((v->physical + block - 1) / block);
 }
 
 static void want(bw_ir *ir, int value, int form)
@@ -134,8 +135,31 @@ static bw_status place_parts(bw_ir *ir, bw_error *err)
     return BW_OK;
 }
 
+/* A value of one block, which is no slice and has none, takes the shortest block that holds its channels: the same
+ * numbers without the padding. */
+static void shorten_blocks(bw_ir *ir)
+{
+    const bw_format_traits *a = bw_format_get(ir->recipe->activations), *w = bw_format_get(ir->recipe->weights);
+    for (int i = 0; i < ir->value_count; i++)
+        ir->values[i].block = ir->recipe->block;
+    for (int i = 0; i < ir->value_count; i++) {
+        int parent = ir->values[i].forms[BW_FORM_BLOCK].parent;
+        if (parent >= 0)
+            ir->values[i].block = ir->values[parent].block = 0;
+    }
+    for (int i = 0; i < ir->value_count; i++) {
+        bw_ir_value *v = &ir->values[i];
+        for (uint16_t block = 16; block < v->block; block *= 2)
+            if (v->physical <= block && bw_format_block_ok(a, block) && bw_format_block_ok(w, block))
+                v->block = block;
+    }
+}
+
 bw_status bw_layout(bw_ir *ir, bw_error *err)
 {
     spread_wants(ir);
-    return place_parts(ir, err);
+    bw_status s = place_parts(ir, err);
+    if (!s)
+        shorten_blocks(ir);
+    return s;
 }

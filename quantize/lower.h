@@ -103,6 +103,7 @@ typedef struct bw_ir_value {
     int64_t h, w, c;
     int32_t *map;      /* block form: physical channel -> channel or -1; NULL: dense */
     int64_t physical;  /* channels of the block form */
+    uint16_t block;    /* of the block form; 0: the recipe's */
     int producer;      /* op; -1: a stage input */
     int shared;        /* several graph values are this one and more than one of them is used */
     int input, output; /* index among the stage's inputs and outputs, -1 */
@@ -160,11 +161,11 @@ int bw_ir_insert_op(bw_ir *ir, int at, int opcode, int in, int out);
 
 /* --- layout -------------------------------------------------------------------------------------------------- */
 
-/* Decides forms and slices; may insert copies. */
+/* Decides forms, slices and lengths of blocks; may insert copies. */
 bw_status bw_layout(bw_ir *ir, bw_error *err);
 uint32_t bw_form_units(const bw_ir *ir, const bw_ir_value *v, int form);
 bw_format bw_form_format(const bw_ir *ir, int form);
-uint16_t bw_form_block(const bw_ir *ir, int form);
+uint16_t bw_form_block(const bw_ir *ir, const bw_ir_value *v, int form);
 
 /* --- memory -------------------------------------------------------------------------------------------------- */
 

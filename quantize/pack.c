@@ -181,7 +181,7 @@ struct packing {
 static void describe_packing(struct packing *p, const bw_ir *ir, const bw_ir_op *op)
 {
     *p = (struct packing){.ir = ir, .op = op, .in = &ir->values[op->in], .t = bw_format_get(ir->recipe->weights)};
-    p->q = (struct reduction){op->geo.kernel[0], op->geo.kernel[1], 0, ir->recipe->block};
+    p->q = (struct reduction){op->geo.kernel[0], op->geo.kernel[1], 0, bw_form_block(ir, p->in, BW_FORM_BLOCK)};
     p->q.blocks = (p->in->physical / op->groups + p->q.block - 1) / p->q.block;
     p->block = (size_t)p->q.block;
     p->outputs = (size_t)(op->w.outputs / op->groups);
