@@ -96,8 +96,8 @@ INLINE __m512 add_sum(unsigned p, __m512 s, __m512i d, __m512i base, __m512i ea)
 #define TILES 2u
 
 /* P pixels, T tiles are constants, and B is 16 or best left a variable: compilers spill where they know the length of
- * the loop over a longer block. `whole`: the weights of a block stay in registers, else the sums do. `padded`: some blocks
- * are not full. */
+ * the loop over a longer block. `whole`: the weights of a block stay in registers, else the sums do. `padded`: some
+ * blocks are not full. */
 INLINE void dot8_many(const bw_dot_args *g, const unsigned P, const unsigned T, const size_t B, const int whole,
                       const int padded)
 {
@@ -244,11 +244,11 @@ typedef void (*dot_fn)(const bw_dot_args *g);
 #define DEFINE8(P)                                                                                                     \
     static void dot8_p##P##_t1_b16(const bw_dot_args *g)                                                               \
     {                                                                                                                  \
-        dot8_many(g, P, 1, 16, 0, 0);                                                                                     \
+        dot8_many(g, P, 1, 16, 0, 0);                                                                                  \
     }                                                                                                                  \
     static void dot8_p##P##_t2_b16(const bw_dot_args *g)                                                               \
     {                                                                                                                  \
-        dot8_many(g, P, 2, 16, 1, 0);                                                                                     \
+        dot8_many(g, P, 2, 16, 1, 0);                                                                                  \
     }                                                                                                                  \
     static void dot8_p##P##_t1_padded(const bw_dot_args *g)                                                            \
     {                                                                                                                  \

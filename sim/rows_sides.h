@@ -300,9 +300,9 @@ INLINE int block_scales(const side *d, int block, int vectors, int relu, const v
     return over;
 }
 
-/* Codes from block_scales' factors, side by side, and result, at most 16 vectors, whole 64s of values. Within the exponent range |y| *
- * 2^-e is below 2^m, so that rounding leaves the codes by one at most, and bytes can be clamped instead of floats. With
- * relu negative values may be anything: packing saturates. */
+/* Codes from block_scales' factors, side by side, and result, at most 16 vectors, whole 64s of values. Within the
+ * exponent range |y| * 2^-e is below 2^m, so that rounding leaves the codes by one at most, and bytes can be clamped
+ * instead of floats. With relu negative values may be anything: packing saturates. */
 INLINE void write_codes(const side *d, int block, int vectors, int relu, const vf *y, const float *scales, int over,
                         uint8_t *codes)
 {
