@@ -98,7 +98,7 @@ PY
 "$bw" quantize "$digits/digits.onnx" -o digits.bw --preprocess "$digits/preprocess.json" --labels "$digits/labels.txt" -q &&
     "$bw" quantize good.onnx -o good.bw -q &&
     "$bw" quantize good.onnx -o fp8.bw --format mxfp8_e4m3 -q &&
-    "$bw" quantize good.onnx -o wide.bw --format msfp12 --block 64 -q || note "no packages to work with"
+    "$bw" quantize "$digits/digits.onnx" -o wide.bw --format msfp12 --block 64 -q || note "no packages to work with"
 listing >"$work/before"
 result "models, pictures and packages to work with"
 

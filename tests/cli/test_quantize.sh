@@ -23,6 +23,15 @@ run 0 "$model" -o "$work/a.bw" && has 'msfp16 weights, msfp16 activations, block
     has '^stages: 1 on the accelerator' && "$bin/blockwave" inspect "$work/a.bw" --verify >"$work/out" 2>&1
 result $? "a package by default, accepted by inspect"
 
+# The network has 16, 32 and 64 channels: no block is longer than that.
+picture=$(find "$digits/pictures" -name '*.png' | sort | head -1)
+for block in 64 128; do
+    run 0 "$model" -o "$work/b$block.bw" -q --block $block --preprocess "$digits/preprocess.json" &&
+        "$bin/blockwave" run "$work/b$block.bw" "$picture" --output "$work/b$block.npy" >>"$work/out" 2>>"$work/err"
+done
+manifest "$work/b128.bw" | tr -d ' \n' | grep -qF '"blocks":[16,32,64]' && cmp "$work/b64.npy" "$work/b128.npy" 2>>"$work/err"
+result $? "blocks end with their tensor's channels, and give the same numbers"
+
 run 0 "$model" -o "$work/b.bw" -q && cmp "$work/a.bw" "$work/b.bw" 2>>"$work/err" && [ ! -s "$work/out" ]
 result $? "the same bytes again, and silence with -q"
 
@@ -48,7 +57,7 @@ for s in m["stages"]:
 assert {o["name"] for o in m["outputs"]} <= known
 device = [s for s in m["stages"] if s["kind"] == "device"][-1]
 assert m["features"] == [t["name"] for t in device["outputs"]], m["features"]
-assert m["requirements"]["blocks"] == [32] and "bf16" in m["requirements"]["formats"], m["requirements"]
+assert m["requirements"]["blocks"] == [16, 32] and "bf16" in m["requirements"]["formats"], m["requirements"]
 p = m["provenance"]
 assert p["source_file"] == "digits.onnx" and p["tool"] == "blockwave 0.1.0" and len(p["source_sha256"]) == 64, p
 assert "quality" not in m

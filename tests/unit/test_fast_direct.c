@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Convolutions with short reductions, of every height and width that items are cut from, in blocks of 16, 32 and 64,
- * with every kind of end, against the reference. */
+/* Convolutions with short reductions, of every height and width that items are cut from, in blocks of all
+ * lengths on both sides, some not full, with every kind of end, against the reference. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -22,6 +22,8 @@ typedef struct shape {
     bw_format out[2];    /* NONE, NONE: blocks */
     bw_activation last;  /* of the convolution */
     int bias;
+    uint32_t out_block; /* of outputs and residual; 0: block */
+    uint32_t missing;   /* channels of the input that its last block does not have */
 } shape;
 
 typedef struct net {
@@ -100,7 +102,8 @@ static void fill(net *n, const bw_instruction *conv)
 
 static void make(const shape *s, net *n)
 {
-    const uint32_t block = s->block ? s->block : 16, channels = s->groups * s->blocks * block;
+    const uint32_t block = s->block ? s->block : 16, channels = s->groups * s->blocks * block - s->missing;
+    const uint32_t made = s->out_block ? s->out_block : block;
     const uint32_t outputs = s->groups * s->outputs;
     const bw_format formats[2] = {s->out[0] || s->out[1] ? s->out[0] : BW_FORMAT_MSFP16, s->out[1]};
     uint64_t in = 0, act = 0, out = 0;
@@ -113,10 +116,10 @@ static void make(const shape *s, net *n)
     bw_tensor residual = {0};
     if (s->residual) {
         const bw_tensor z = tensor(s->height, s->width, outputs, BW_FORMAT_FP32, 1, BW_REGION_IN, &in);
-        residual = tensor(s->height, s->width, outputs, s->residual, block, BW_REGION_ACT, &act);
+        residual = tensor(s->height, s->width, outputs, s->residual, made, BW_REGION_ACT, &act);
         list[count++] = instruction(BW_OP_COPY, BW_ACT_NONE, z, residual);
     }
-    const bw_tensor b = tensor(s->height, s->width, outputs, formats[0], block, BW_REGION_ACT, &act);
+    const bw_tensor b = tensor(s->height, s->width, outputs, formats[0], made, BW_REGION_ACT, &act);
     conv = &list[count++];
     *conv = instruction(BW_OP_CONV, s->last, a, b);
     conv->in2 = residual;
@@ -127,7 +130,7 @@ static void make(const shape *s, net *n)
     const bw_tensor y = tensor(s->height, s->width, outputs, BW_FORMAT_FP32, 1, BW_REGION_OUT, &out);
     list[count++] = instruction(BW_OP_COPY, BW_ACT_NONE, b, y);
     if (formats[1]) {
-        conv->out1 = tensor(s->height, s->width, outputs, formats[1], block, BW_REGION_ACT, &act);
+        conv->out1 = tensor(s->height, s->width, outputs, formats[1], made, BW_REGION_ACT, &act);
         const bw_tensor y1 = tensor(s->height, s->width, outputs, BW_FORMAT_FP32, 1, BW_REGION_OUT, &out);
         list[count++] = instruction(BW_OP_COPY, BW_ACT_NONE, conv->out1, y1);
     }
@@ -176,10 +179,11 @@ static void compare(const shape *s)
             assert_int_equal(bw_fast_run(engine, n.in, out, BATCH, NULL, NULL), BW_OK);
             bw_fast_destroy(engine);
             if (memcmp(out, expected, bytes) != 0)
-                fail_msg("%ux%u, %u groups of %u blocks of %u to %u, kernel %u, residual %d, outputs %d and %d, "
+                fail_msg("%ux%u, %u groups of %u blocks of %u without %u to %u in blocks of %u, kernel %u, residual "
+                         "%d, outputs %d and %d, "
                          "activation %d, %u threads, %u pipes: other bits",
-                         s->height, s->width, s->groups, s->blocks, s->block, s->outputs, s->kernel, s->residual,
-                         s->out[0], s->out[1], s->last, threads, pipes);
+                         s->height, s->width, s->groups, s->blocks, s->block, s->missing, s->outputs, s->out_block,
+                         s->kernel, s->residual, s->out[0], s->out[1], s->last, threads, pipes);
         }
     free(expected);
     free(out);
@@ -199,6 +203,8 @@ static void narrow_and_deep(void **state)
             compare(&s);
             s = (shape){height, width, 2, 7, 64, 1, s.first, .block = 64, .last = BW_ACT_RELU};
             compare(&s);
+            s = (shape){height, width, 2, 3, 128, 1, s.first, .block = 128, .last = BW_ACT_RELU};
+            compare(&s);
         }
     compare(&(shape){21, 3, 6, 38, 16, 1, BW_ACT_NONE, .last = BW_ACT_RELU});
     compare(&(shape){16, 1, 100, 40, 16, 1, BW_ACT_RELU, .last = BW_ACT_RELU});
@@ -209,7 +215,7 @@ static void small_and_shallow(void **state)
     (void)state;
     for (uint32_t height = 1; height <= 11; height++)
         for (uint32_t width = 1; width <= 17; width += 4)
-            for (uint32_t block = 16; block <= 64; block *= 2) {
+            for (uint32_t block = 16; block <= 128; block *= 2) {
                 compare(&(shape){height, width, 1, 2, 64, 1, BW_ACT_NONE, .block = block, .last = BW_ACT_RELU});
                 compare(&(shape){height, width, 1, 3, 48, 1, BW_ACT_RELU, .block = block, .last = BW_ACT_RELU});
                 compare(&(shape){height, width, 2, 1, 64, 3, BW_ACT_RELU, .block = block, .last = BW_ACT_RELU});
@@ -225,8 +231,8 @@ static void ends(void **state)
                                         {BW_FORMAT_MSFP16, BW_FORMAT_NONE},
                                         {BW_FORMAT_FP16, BW_FORMAT_MSFP16},
                                         {BW_FORMAT_MSFP16, BW_FORMAT_FP16}};
-    static const uint32_t outputs[] = {64, 128, 100, 40};
-    for (uint32_t block = 16; block <= 64; block *= 2)
+    static const uint32_t outputs[] = {64, 128, 100, 56};
+    for (uint32_t block = 16; block <= 128; block *= 2)
         for (unsigned r = 0; r < 4; r++)
             for (unsigned o = 0; o < 4; o++)
                 for (unsigned act = BW_ACT_NONE; act < BW_ACT_LIMIT; act++)
@@ -242,12 +248,40 @@ static void ends(void **state)
                                          residuals[r],
                                          {outs[o][0], outs[o][1]},
                                          (bw_activation)act,
-                                         (int)(act + n) % 2});
+                                         (int)(act + n) % 2,
+                                         0,
+                                         0});
+}
+
+/* Blocks of one length in, of another out, the last ones of a tap not full. */
+static void lengths(void **state)
+{
+    (void)state;
+    static const uint32_t outputs[] = {16, 40, 64, 192, 256};
+    for (uint32_t block = 16; block <= 128; block *= 2)
+        for (uint32_t made = 16; made <= 128; made *= 2)
+            for (uint32_t n = 0; n < 5; n++)
+                for (uint32_t blocks = 1; blocks <= 2; blocks++)
+                    for (uint32_t kernel = 1; kernel <= 3; kernel += 2)
+                        compare(&(shape){3,
+                                         9 + n,
+                                         1,
+                                         blocks,
+                                         outputs[n],
+                                         kernel,
+                                         n % 2 ? BW_ACT_RELU : BW_ACT_NONE,
+                                         block,
+                                         kernel == 1 ? BW_FORMAT_FP16 : BW_FORMAT_NONE,
+                                         {BW_FORMAT_MSFP16, blocks == 1 ? BW_FORMAT_FP16 : BW_FORMAT_NONE},
+                                         BW_ACT_RELU,
+                                         1,
+                                         made,
+                                         n * block / 5 + n % 3});
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(narrow_and_deep), cmocka_unit_test(small_and_shallow),
-                                       cmocka_unit_test(ends)};
+                                       cmocka_unit_test(ends), cmocka_unit_test(lengths)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
