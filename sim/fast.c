@@ -207,6 +207,14 @@ static int plan_instruction(const bw_fast *engine, const bw_instruction *ins, in
     return 1;
 }
 
+/* A convolution makes the patches that nobody else reads itself: they never leave the first caches. */
+static void join_patches(const bw_program *program, bw_plan *plans)
+{
+    for (uint32_t i = 0; i + 1 < program->header->instruction_count; i++)
+        if (plans[i].patches && plans[i + 1].direct_sums && !bw_fast_is_read_later(program, i + 1, &plans[i].ins->out0))
+            bw_direct_join(&plans[i + 1], &plans[i]);
+}
+
 static void *aligned(size_t bytes)
 {
     return bytes > SIZE_MAX - 64 ? NULL : aligned_alloc(64, bw_round_up(bytes + !bytes, 64));
@@ -243,10 +251,12 @@ static bw_status fill_engine(bw_fast *engine, const bw_fast_options *options, bw
             free(never_negative);
             return bw_fail(err, BW_NO_MEMORY, "no memory for the weights of instruction %u", i);
         }
-        if (plan->scratch > engine->scratch_bytes)
-            engine->scratch_bytes = plan->scratch;
     }
     free(never_negative);
+    join_patches(engine->program, engine->plans);
+    for (uint32_t i = 0; i < count; i++)
+        if (engine->plans[i].scratch > engine->scratch_bytes)
+            engine->scratch_bytes = engine->plans[i].scratch;
     engine->scratch_bytes = bw_round_up(engine->scratch_bytes, 4096) + 64;
     if (engine->scratch_bytes <= SIZE_MAX / threads)
         engine->scratch = aligned(engine->scratch_bytes * threads);
@@ -342,6 +352,8 @@ static bw_status run_locked(bw_fast *engine, const void *in, void *out, uint32_t
         bind(engine, &plan->in2, in, out);
         bind(engine, &plan->out[0], in, out);
         bind(engine, &plan->out[1], in, out);
+        if (plan->with_next)
+            continue;
         if (plan->direct_sums)
             bw_direct_run(engine, plan, batch);
         else if (plan->ins->opcode == BW_OP_CONV)

@@ -385,6 +385,8 @@ typedef struct bw_plan {
     size_t span;                        /* DWCONV, MAXPOOL: channels made at a time; a multiple of align, or all */
     size_t rows;                        /* fp32 rows made at a time; not CONV */
     int patches;                        /* PATCH: has a kernel of its own */
+    const struct bw_plan *patch;        /* CONV: the PATCH that it runs for its own lines; or NULL */
+    int with_next;                      /* PATCH: the next instruction runs it */
     const bw_gather_part *gather_parts; /* COPY with a map of 16-bit codes: NULL if there is no kernel for it */
     const uint32_t *gather_first;
     size_t columns; /* MAXPOOL: columns of the input whose maxima are shared by windows; 0: none are */
@@ -459,6 +461,9 @@ void bw_fast_finish_pixels(const bw_fast *engine, const bw_plan *plan, size_t fi
 /* in[i] = 1 if the input of instruction i cannot hold negative values, for all of the program. */
 void bw_fast_find_signs(const bw_program *program, uint8_t *in);
 
+/* Whether an instruction after `reader`, or its residual, reads what t holds before `reader` runs; region ACT. */
+int bw_fast_is_read_later(const bw_program *program, uint32_t reader, const bw_tensor *t);
+
 /* Fill the CONV part of a plan (scratch included) / run it. */
 void bw_conv_plan(const bw_fast *engine, bw_plan *plan);
 void bw_conv_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
@@ -469,5 +474,10 @@ void bw_direct_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
 /* 0: no memory. */
 int bw_vector_plan(const bw_fast *engine, bw_plan *plan);
 void bw_vector_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
+/* A PATCH with a kernel of its own: some lines of an image to codes and exponents that lie side by side. */
+void bw_vector_patch(const bw_fast *engine, const bw_plan *plan, size_t image, size_t line, size_t lines,
+                     uint8_t *codes, int8_t *exps);
+/* Lets a CONV of bw_direct_plan run the PATCH before it, if it reads all pixels of that once. 0: it does not. */
+int bw_direct_join(bw_plan *plan, bw_plan *patch);
 
 #endif

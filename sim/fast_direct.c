@@ -111,10 +111,11 @@ static int shape_fits(const bw_fast *engine, const bw_plan *plan)
         return 0; /* what its kernels make at a time */
     if (blocks * (ins->in.block / 16) > most || tiles * blocks * 16 * ins->in.block > MOST_WEIGHTS || !groups_fit(plan))
         return 0;
-    /* Lines are cut into even parts: if not all of them are one, half of an item must be enough for a kernel. */
+    /* Lines are cut into even parts: if not all of them are one, half of an item, or a line, must be enough for a
+     * kernel. */
     const size_t lines = most_lines(plan);
     if (one_line(plan))
-        return (lines == ins->out0.height ? lines : lines / 2) * width >= LEAST_PIXELS;
+        return (lines == ins->out0.height || lines == 1 ? lines : lines / 2) * width >= LEAST_PIXELS;
     /* Pixels that are done twice at the end of each row must be few. */
     const size_t sevens = bw_divide_up(width, 7) * 7, eights = bw_divide_up(width, 8) * 8;
     const size_t done = made >= 64                          ? bw_divide_up(width, 3) * 3
@@ -152,6 +153,19 @@ int bw_direct_plan(const bw_fast *engine, bw_plan *plan)
     plan->item_rows = most_lines(plan);
     const size_t panel = panel_blocks(plan, plan->item_rows);
     plan->scratch = bw_round_up(panel * ins->in.block + BW_PANEL_SLACK, 64) + panel * sizeof(int32_t) + BW_PANEL_SLACK;
+    return 1;
+}
+
+int bw_direct_join(bw_plan *plan, bw_plan *patch)
+{
+    const bw_instruction *ins = plan->ins;
+    if (ins->kernel_y != 1 || ins->kernel_x != 1 || ins->stride_y != 1 || ins->stride_x != 1 || ins->origin_y != 0 ||
+        ins->origin_x != 0 || ins->out0.height != ins->in.height || ins->out0.width != ins->in.width ||
+        memcmp(&ins->in, &patch->ins->out0, sizeof ins->in) != 0)
+        return 0;
+    plan->patch = patch;
+    plan->scratch += panel_blocks(plan, plan->item_rows); /* their exponents */
+    patch->with_next = 1;
     return 1;
 }
 
@@ -256,8 +270,14 @@ static void run_item(void *context, size_t item, unsigned thread)
     panel at = {.codes = bw_fast_scratch(j->engine, thread)};
     const size_t codes = panel_blocks(plan, plan->item_rows) * block + BW_PANEL_SLACK;
     at.scale = (int32_t *)(void *)(at.codes + bw_round_up(codes, 64));
-    const int lies = in_place(plan);
-    pack_panel(j, image, line, lines, (panel){lies ? NULL : at.codes, at.scale});
+    const int lies = !plan->patch && in_place(plan);
+    if (plan->patch) {
+        int8_t *exps = (int8_t *)(at.scale + panel_blocks(plan, plan->item_rows)) + BW_PANEL_SLACK;
+        bw_vector_patch(j->engine, plan->patch, image, line, lines, at.codes, exps);
+        pack(j, &(panel){at.codes, at.scale}, at.codes, exps, panel_blocks(plan, lines));
+    } else {
+        pack_panel(j, image, line, lines, (panel){lies ? NULL : at.codes, at.scale});
+    }
 
     bw_dot_run runs[MOST_BLOCKS];
     const size_t step = ins->kernel_x == 1 ? 1 : ins->stride_x;

@@ -284,10 +284,9 @@ static void run_patch_rows(const job *j, size_t first, size_t end, float *rows)
     }
 }
 
-/* PATCH, of inputs whose rows are runs of memory: rows of the output. */
-static void run_patches(const job *j, size_t first, size_t end)
+/* PATCH, of inputs whose rows are runs of memory: rows of the output. to: where, and is moved on; NULL: the tensor. */
+static void run_patches(const bw_fast *engine, const bw_plan *plan, size_t first, size_t end, bw_side *to)
 {
-    const bw_plan *plan = j->plan;
     const bw_instruction *ins = plan->ins;
     const size_t width = ins->out0.width, area = width * ins->out0.height;
     bw_patch g = {.channels = ins->in.channels, .stride = ins->stride_x, .width = ins->in.width};
@@ -304,9 +303,23 @@ static void run_patches(const job *j, size_t first, size_t end)
         /* Relative to the first pixel of the image, which may lie before or behind the window. */
         g.x = (const float *)(const void *)bw_view_codes(&plan->in, image, 0, 0, 0);
         g.x += w.y * (int64_t)ins->in.row_stride + w.x * (int64_t)ins->in.channels;
-        g.out = bw_fast_side(&plan->out[0], image, y, x, 0);
-        j->engine->rows->patch(&g);
+        g.out = to ? *to : bw_fast_side(&plan->out[0], image, y, x, 0);
+        engine->rows->patch(&g);
+        if (to) {
+            to->codes += g.pixels * to->code_step;
+            to->exps += g.pixels * to->exp_step;
+        }
     }
+}
+
+void bw_vector_patch(const bw_fast *engine, const bw_plan *plan, size_t image, size_t line, size_t lines,
+                     uint8_t *codes, int8_t *exps)
+{
+    const bw_tensor *out = &plan->ins->out0;
+    const bw_view *v = &plan->out[0];
+    const size_t first = (image * out->height + line) * out->width;
+    bw_side to = {&v->format, codes, exps, v->units * v->unit_bytes, v->units};
+    run_patches(engine, plan, first, first + lines * out->width, &to);
 }
 
 /* ADD, MUL, and COPY without a map: tensor to tensor. */
@@ -429,7 +442,7 @@ static void run_item(void *context, size_t item, unsigned thread)
     const size_t first = parts * item / j->items * j->part;
     const size_t end = item + 1 == j->items ? j->pixels : parts * (item + 1) / j->items * j->part;
     if (j->plan->patches)
-        run_patches(j, first, end);
+        run_patches(j->engine, j->plan, first, end, NULL);
     else if (ins->opcode == BW_OP_PATCH)
         run_patch_rows(j, first, end, rows);
     else if (j->plan->gather_parts)

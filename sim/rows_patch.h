@@ -61,7 +61,7 @@ INLINE void patch_blocks(const bw_patch *g, const size_t B)
         spot to = moved(out.first, p * out.code_pixel, p * out.exp_pixel);
         const size_t written = g->pixels < 4 ? g->pixels : 4;
         for (size_t b = 0; b < blocks; b++, to = moved(to, B, 1)) {
-            vf v[4][8]; /* of each pixel */
+            vf y[32]; /* `per` of each pixel */
 #pragma GCC unroll 8
             for (size_t j = 0; j < per; j++) {
                 __m512 u[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
@@ -77,21 +77,19 @@ INLINE void patch_blocks(const bw_patch *g, const size_t B)
                 }
 #pragma GCC unroll 4
                 for (size_t i = 0; i < 4; i++)
-                    v[i][j] = (vf)u[i];
+                    y[i * per + j] = (vf)u[i];
             }
-            const size_t some = per < 4 ? 4 / per : 1; /* pixels at a time */
+            int8_t exps[4];
+            four_factors scales;
+            const int over = block_scales(&out, (int)B, (int)(4 * per), 0, y, exps, &scales);
+            const size_t some = per < 4 ? 4 / per : 1; /* pixels whose codes fill vectors */
 #pragma GCC unroll 4
             for (size_t i = 0; i < 4; i += some) {
-                vf y[8];
-#pragma GCC unroll 8
-                for (size_t j = 0; j < some * per; j++)
-                    y[j] = v[i + j / per][j % per];
                 uint8_t codes[128];
-                int8_t exps[4];
-                write_int(&out, (int)B, (int)(some * per), 0, y, (spot){codes, exps});
+                write_codes(&out, (int)B, (int)(some * per), 0, y + i * per, scales.f + i, over, codes);
                 for (size_t k = 0; k < some && i + k < written; k++) {
                     memcpy(to.codes + (i + k) * out.code_pixel, codes + B * k, B);
-                    to.exps[(i + k) * out.exp_pixel] = exps[k];
+                    to.exps[(i + k) * out.exp_pixel] = exps[i + k];
                 }
             }
         }
