@@ -48,7 +48,8 @@ count = struct.unpack("<III", open(work + "/program.bin", "rb").read(12))[2]
 assert (d["batch"], d["runs"], d["threads"], d["device"]) == (3, 9, 2, "sim:?threads=2"), d
 ins = [r for r in d["rows"] if "instruction" in r]
 assert [r["instruction"] for r in ins] == list(range(count))
-assert all(r["ms"] > 0 and r["p10"] <= r["ms"] <= r["p90"] for r in ins)
+# Patches take no time of their own where the convolution after them makes them.
+assert all((r["ms"] > 0 or r["operation"] == "PATCH") and r["p10"] <= r["ms"] <= r["p90"] for r in ins)
 convs = [r for r in ins if r["operation"] == "CONV"]
 assert all(r["layer"] and r["macs"] > 0 and r["gmacs_per_s"] > 0 and r["peak_percent"] > 0 for r in convs)
 assert all(min(r["bytes"].values()) > 0 for r in convs)
