@@ -33,6 +33,7 @@ void bw_session_close(bw_session *s)
     free(s->images);
     free(s->chunk);
     free(s->fetches);
+    free(s->enters);
     bw_plan_free(&s->plan);
     pthread_mutex_destroy(&s->lock);
     free(s);
@@ -88,6 +89,16 @@ static int is_fetched(const bw_plan *p, int input)
     return readers == 1 && fits;
 }
 
+/* Is the input among those of a first stage that is a device's? */
+static int enters_device(const bw_plan *p, int input)
+{
+    const bw_plan_stage *st = &p->stages[0];
+    int reads = 0;
+    for (int i = 0; st->device && i < st->input_count; i++)
+        reads |= st->inputs[i].value == input;
+    return reads;
+}
+
 bw_status bw_session_open(const bw_package *pkg, bw_device *device, bw_session **out, bw_error *err)
 {
     *out = NULL;
@@ -100,7 +111,8 @@ bw_status bw_session_open(const bw_package *pkg, bw_device *device, bw_session *
         s->images = calloc((size_t)s->plan.stage_count, sizeof(bw_image *));
         s->chunk = calloc((size_t)s->plan.stage_count, sizeof *s->chunk);
         s->fetches = calloc((size_t)s->plan.input_count, 1);
-        if (!s->images || !s->chunk || !s->fetches)
+        s->enters = calloc((size_t)s->plan.input_count, 1);
+        if (!s->images || !s->chunk || !s->fetches || !s->enters)
             status = bw_fail(err, BW_NO_MEMORY, "no memory for a session");
     }
     for (int i = 0; !status && i < s->plan.stage_count; i++) {
@@ -109,8 +121,10 @@ bw_status bw_session_open(const bw_package *pkg, bw_device *device, bw_session *
     }
     if (!status) {
         s->fixed_batch = find_fixed_batch(&s->plan);
-        for (int i = 0; i < s->plan.input_count; i++)
+        for (int i = 0; i < s->plan.input_count; i++) {
             s->fetches[i] = (uint8_t)is_fetched(&s->plan, i);
+            s->enters[i] = (uint8_t)enters_device(&s->plan, i);
+        }
         /* The first lane now: what it cannot do is told at once and not by the first request. */
         bw_lane *lane;
         status = bw_lane_take(s, &lane, err);
@@ -195,9 +209,8 @@ static bw_status check_finite(const bw_io *io, const bw_array *a, bw_error *err)
     return bad == count ? BW_OK : bw_fail_not_finite(io, bad, value, err);
 }
 
-/* dtype, shape, batch, and of values that are there already that they are finite. *batch: of the inputs with a free
- * batch; -1 while none has been seen. */
-static bw_status check_input(const bw_io *io, const bw_array *a, int64_t *batch, int64_t fixed, int fetched,
+/* dtype, shape, batch and size. *batch: of the inputs with a free batch; -1 while none has been seen. */
+static bw_status check_shape(const bw_io *io, const bw_array *a, int64_t *batch, int64_t fixed, int fetched,
                              bw_error *err)
 {
     char has[200], wants[200];
@@ -225,7 +238,46 @@ static bw_status check_input(const bw_io *io, const bw_array *a, int64_t *batch,
     if (a->bytes < (size_t)bw_array_count(a) * bw_dtype_size(a->dtype) || (!a->data && bw_array_count(a) > 0))
         return bw_fail(err, BW_INVALID_ARGUMENT, "input '%s' has %zu bytes, shape %s of %s takes more", io->name,
                        a->bytes, bw_shape_text(a->rank, a->dims, has, sizeof has), bw_dtype_name(a->dtype));
-    return check_finite(io, a, err);
+    return BW_OK;
+}
+
+/* Laying the input out for the first stage looks at all of its values before the device gets any: nothing reads it
+ * twice. Not so where the device has run with a part of the batch before the rest is laid out. */
+static int is_checked_later(const bw_session *s, int input, const bw_array *a, const bw_source *source)
+{
+    return s->enters[input] && !(source && source->read) && a->dims[0] <= s->chunk[0] &&
+           (s->fixed_batch == 0 || a->dims[0] == s->fixed_batch);
+}
+
+/* Something has failed: of the first `count` inputs, a value that should have been refused on entry goes before it. */
+static bw_status refuse_first(const bw_session *s, const bw_array *inputs, const bw_source *sources, int count,
+                              bw_status status, bw_error *err)
+{
+    for (int i = 0; i < count; i++) {
+        if (!is_checked_later(s, i, &inputs[i], sources ? &sources[i] : NULL))
+            continue;
+        bw_status refused = check_finite(&s->plan.inputs[i], &inputs[i], err);
+        if (refused)
+            return refused;
+    }
+    return status;
+}
+
+/* All that can be said about inputs before the run, in their order. */
+static bw_status check_inputs(const bw_session *s, const bw_array *inputs, const bw_source *sources, int64_t *batch,
+                              bw_error *err)
+{
+    *batch = -1;
+    for (int i = 0; i < s->plan.input_count; i++) {
+        const bw_source *source = sources ? &sources[i] : NULL;
+        const int fetched = source && source->read;
+        bw_status status = check_shape(&s->plan.inputs[i], &inputs[i], batch, s->fixed_batch, fetched, err);
+        if (!status && !fetched && !is_checked_later(s, i, &inputs[i], source))
+            status = check_finite(&s->plan.inputs[i], &inputs[i], err);
+        if (status)
+            return refuse_first(s, inputs, sources, i, status, err);
+    }
+    return BW_OK;
 }
 
 static bw_status copy_array(const bw_array *from, bw_array *to, bw_error *err)
@@ -374,19 +426,15 @@ static bw_status fetch_and_run_pieces(bw_session *s, const bw_array *inputs, con
 bw_status bw_session_run(bw_session *s, const bw_array *inputs, bw_array *outputs, const bw_run_options *options,
                          bw_error *err)
 {
-    const bw_plan *p = &s->plan;
     uint64_t start = bw_now_ns(), deadline = options ? options->deadline_ns : 0;
     int featurize = options && options->featurize;
     const bw_source *sources = options ? options->sources : NULL;
     bw_lane_times times = {.profile = options ? options->profile : NULL, .start_ns = start};
-    if (featurize && p->feature_count == 0)
+    if (featurize && s->plan.feature_count == 0)
         return bw_fail(err, BW_UNSUPPORTED, "model '%s' has no accelerator stage, so it has no features",
-                       p->model_name);
-    int64_t batch = -1;
-    bw_status status = BW_OK;
-    for (int i = 0; i < p->input_count && !status; i++)
-        status =
-            check_input(&p->inputs[i], &inputs[i], &batch, s->fixed_batch, sources && sources[i].read != NULL, err);
+                       s->plan.model_name);
+    int64_t batch;
+    bw_status status = check_inputs(s, inputs, sources, &batch, err);
     if (status)
         return status;
     if (times.profile)
@@ -397,6 +445,8 @@ bw_status bw_session_run(bw_session *s, const bw_array *inputs, bw_array *output
         status = run_pieces(s, inputs, batch, outputs, featurize, deadline, &times, err);
     else
         status = run_once(s, inputs, sources, outputs, featurize, deadline, &times, err);
+    if (status)
+        status = refuse_first(s, inputs, sources, s->plan.input_count, status, err);
     times.timing.total = bw_now_ns() - start;
     if (times.profile)
         times.profile->total_ns = times.timing.total;

@@ -176,7 +176,22 @@ static bw_status room_for(const bw_session *s, bw_lane *lane, int stage, uint32_
     return BW_OK;
 }
 
-/* The arrays that go to a device stage: of the shape that the manifest promised, one batch, all finite. */
+/* What is not finite in an input of a device stage. An input of the network keeps the words that its check on entry has
+ * for it. */
+static bw_status check_finite(const bw_session *s, const bw_lane *lane, int stage, int value, bw_error *err)
+{
+    const bw_plan *p = &s->plan;
+    const float *x = lane->values[value].data;
+    size_t count = (size_t)bw_array_count(&lane->values[value]), bad = bw_first_not_finite(x, count);
+    if (bad == count)
+        return BW_OK;
+    return value < p->input_count ? bw_fail_not_finite(&p->inputs[value], bad, (double)x[bad], err)
+                                  : bw_fail(err, BW_NOT_FINITE, "'%s' before device stage %d: element %zu is %g",
+                                            p->values[value].name, stage, bad, (double)x[bad]);
+}
+
+/* The arrays that go to a device stage: of the shape that the manifest promised, one batch. All finite is looked at
+ * here where the device runs with a part of them before the rest is laid out, else on the way. */
 static bw_status check_inputs(const bw_session *s, const bw_lane *lane, int stage, int64_t *batch, bw_error *err)
 {
     const bw_plan *p = &s->plan;
@@ -196,12 +211,11 @@ static bw_status check_inputs(const bw_session *s, const bw_lane *lane, int stag
                            name, bw_dtype_name(a->dtype), bw_shape_text(a->rank, a->dims, has, sizeof has),
                            bw_shape_text(t->rank, t->dims, wants, sizeof wants));
         *batch = a->dims[0];
-        if (t->value < p->input_count)
+        if (t->value < p->input_count || *batch <= s->chunk[stage])
             continue; /* scanned on entry, or to be scanned on the way */
-        size_t count = (size_t)bw_array_count(a), bad = bw_first_not_finite(a->data, count);
-        if (bad < count)
-            return bw_fail(err, BW_NOT_FINITE, "'%s' before device stage %d: element %zu is %g", name, stage, bad,
-                           (double)((const float *)a->data)[bad]);
+        bw_status status = check_finite(s, lane, stage, t->value, err);
+        if (status)
+            return status;
     }
     return BW_OK;
 }
@@ -232,12 +246,13 @@ static bw_status gather(const bw_session *s, const bw_lane *lane, int stage, int
         const float *from = source->read ? NULL : (const float *)lane->values[t->value].data;
         for (uint32_t k = 0; k < images; k++, at += t->channels * t->pixels) {
             float *to = (float *)(lane->stages[stage].in + k * in_bytes + t->offset);
-            if (from) {
-                bw_to_channels_last(from + at, t->channels, t->pixels, to);
+            if (from && bw_to_channels_last(from + at, t->channels, t->pixels, to))
                 continue;
-            }
             bw_status status =
-                bw_source_channels_last(source, &s->plan.inputs[t->value], at, t->channels, t->pixels, to, err);
+                from ? check_finite(s, lane, stage, t->value, err)
+                     : bw_source_channels_last(source, &s->plan.inputs[t->value], at, t->channels, t->pixels, to, err);
+            if (from && !status)
+                status = bw_fail(err, BW_INTERNAL, "'%s' changed while it was read", s->plan.values[t->value].name);
             if (status)
                 return status;
         }

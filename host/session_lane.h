@@ -31,6 +31,7 @@ struct bw_session {
     bw_image **images;    /* one per stage; NULL for CPU stages */
     uint32_t *chunk;      /* images that go to the device at once, per stage */
     uint8_t *fetches;     /* one per input: the stage that reads it fetches it from its source */
+    uint8_t *enters;      /* one per input: the first stage is a device's and reads it, so laying it out checks it */
     int64_t fixed_batch;  /* all inputs and outputs have this batch; 0: they do not fix it */
     pthread_mutex_t lock; /* of the list of lanes */
     bw_lane *idle;

@@ -5,8 +5,9 @@
 
 #include <stddef.h>
 
-/* in: channels x pixels, out: pixels x channels, and back. In and out do not overlap. */
-void bw_to_channels_last(const float *in, size_t channels, size_t pixels, float *out);
+/* in: channels x pixels, out: pixels x channels, and back. In and out do not overlap. The way there also looks at the
+ * values: 0 if one is NaN or infinity; out is filled all the same. */
+int bw_to_channels_last(const float *in, size_t channels, size_t pixels, float *out);
 void bw_to_channels_first(const float *in, size_t channels, size_t pixels, float *out);
 
 /* Index of the first NaN or infinity, n if there is none. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inputs that are fetched: see host/session_source.h. A piece is read, looked at and laid out while it is in the
+/* Inputs that are fetched: see host/session_source.h. A piece is read, then laid out and looked at while it is in the
  * first-level cache. */
 #include "host/session_source.h"
 
@@ -61,9 +61,8 @@ bw_status bw_source_channels_last(const bw_source *source, const bw_io *io, size
         fetch_lines(to + at * channels, n * channels);
         for (size_t c = 0; c < channels && !failed; c++)
             failed = source->read(source->user, first + c * pixels + at, n, piece + c * n, NULL) != BW_OK;
-        if (failed || bw_first_not_finite(piece, channels * n) < channels * n)
+        if (failed || !bw_to_channels_last(piece, channels, n, to + at * channels))
             return first_failure(source, io, first, channels * pixels, to, err);
-        bw_to_channels_last(piece, channels, n, to + at * channels);
     }
     return BW_OK;
 }

@@ -317,17 +317,45 @@ static bw_status infer_softmax(bw_op_infer *c)
     return status ? status : bw_op_output_like(c, 0);
 }
 
+/* x[i] = exp(x[i] - largest) */
+static inline __attribute__((always_inline)) void exponentials_of(double *x, int64_t size, double largest)
+{
+    for (int64_t i = 0; i < size; i++)
+        x[i] = bw_exp(x[i] - largest);
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f"))) static void exponentials_wide(double *x, int64_t size, double largest)
+{
+    exponentials_of(x, size, largest);
+}
+
+static void exponentials(double *x, int64_t size, double largest)
+{
+    if (__builtin_cpu_supports("avx512f"))
+        exponentials_wide(x, size, largest);
+    else
+        exponentials_of(x, size, largest);
+}
+#else
+static void exponentials(double *x, int64_t size, double largest)
+{
+    exponentials_of(x, size, largest);
+}
+#endif
+
 #define SOFTMAX_LINE(type)                                                                                             \
     do {                                                                                                               \
         const type *from = (const type *)x->data + o * size * inner + k;                                               \
         type *to = (type *)y->data + o * size * inner + k;                                                             \
         double largest = -(double)INFINITY, total = 0;                                                                 \
-        for (int64_t i = 0; i < size; i++)                                                                             \
-            largest = (double)from[i * inner] > largest ? (double)from[i * inner] : largest;                           \
         for (int64_t i = 0; i < size; i++) {                                                                           \
-            e[i] = bw_exp((double)from[i * inner] - largest);                                                          \
-            total += e[i];                                                                                             \
+            e[i] = (double)from[i * inner];                                                                            \
+            largest = e[i] > largest ? e[i] : largest;                                                                 \
         }                                                                                                              \
+        exponentials(e, size, largest);                                                                                \
+        for (int64_t i = 0; i < size; i++)                                                                             \
+            total += e[i];                                                                                             \
         double log_total = logarithm ? log(total) : 0, inverse = 1 / total;                                            \
         for (int64_t i = 0; i < size; i++)                                                                             \
             to[i * inner] = (type)(logarithm ? (double)from[i * inner] - largest - log_total : e[i] * inverse);        \

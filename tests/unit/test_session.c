@@ -119,12 +119,14 @@ static void add_graph(parts *p, int which, bw_graph *g)
     bw_graph_free(g);
 }
 
+static const char *first_operator = "Relu";
+
 static void make_graphs(parts *p, int64_t batch)
 {
     int64_t dims[4] = {batch, C, H, W}, one[4] = {1, C, 1, 1};
     bw_graph *g = bw_graph_new("before");
     int x = bw_graph_add_value(g, "x", BW_F32, 4, dims), a = bw_graph_add_value(g, "a", BW_F32, 4, dims);
-    bw_graph_add_node(g, "Relu", "relu", &x, 1, &a, 1);
+    bw_graph_add_node(g, first_operator, "first", &x, 1, &a, 1);
     ok(bw_graph_set_inputs(g, &x, 1));
     ok(bw_graph_set_outputs(g, &a, 1));
     add_graph(p, 0, g);
@@ -163,18 +165,22 @@ static void free_parts(parts *p)
     "{\"kind\":\"cpu\",\"graph\":\"stage2/graph.json\",\"constants\":\"stage2/constants.bin\","                        \
     "\"inputs\":[\"b\"],\"outputs\":[\"y\"]}]}"
 
-/* The package with `from` replaced by `to` in its manifest. */
-static bw_status open_edited(int batch, const char *uri, const char *from, const char *to, bw_package **pkg,
-                             bw_device **device, bw_session **session)
+/* edits: pairs, the first replaced by the second in the manifest, and a NULL. */
+static bw_status open_with_edits(int batch, const char *uri, const char *const *edits, bw_package **pkg,
+                                 bw_device **device, bw_session **session)
 {
     parts p = {0};
     make_graphs(&p, batch);
     make_program(&p);
-    char text[4096], edited[8192], path[512];
-    snprintf(text, sizeof text, MANIFEST, batch, batch, batch, batch);
-    char *at = strstr(text, from);
-    assert_non_null(at);
-    snprintf(edited, sizeof edited, "%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
+    char text[8192], edited[8192], path[512];
+    snprintf(edited, sizeof edited, MANIFEST, batch, batch, batch, batch);
+    for (; edits[0]; edits += 2) {
+        memcpy(text, edited, sizeof text);
+        char *at = strstr(text, edits[0]);
+        assert_non_null(at);
+        assert_true(snprintf(edited, sizeof edited, "%.*s%s%s", (int)(at - text), text, edits[1],
+                             at + strlen(edits[0])) < (int)sizeof edited);
+    }
     json_t *manifest = json_loads(edited, 0, NULL);
     if (!manifest)
         fail_msg("test manifest is no JSON: %s", edited);
@@ -189,6 +195,13 @@ static bw_status open_edited(int batch, const char *uri, const char *from, const
     ok(bw_package_open(path, pkg, &err));
     ok(bw_device_open(uri, device, &err));
     return bw_session_open(*pkg, *device, session, &err);
+}
+
+/* The package with `from` replaced by `to` in its manifest. */
+static bw_status open_edited(int batch, const char *uri, const char *from, const char *to, bw_package **pkg,
+                             bw_device **device, bw_session **session)
+{
+    return open_with_edits(batch, uri, (const char *const[]){from, to, NULL}, pkg, device, session);
 }
 
 typedef struct open_net {
@@ -459,6 +472,98 @@ static void test_bad_inputs(void **state)
     close_net(&n);
 }
 
+static uint64_t device_runs(bw_device *device)
+{
+    bw_device_state now;
+    ok(bw_device_state_get(device, &now, &err));
+    return now.runs;
+}
+
+/* The first stage is the device's, and its input is looked at while it is laid out: what is refused, in what words,
+ * does not depend on that, and the device hears nothing of it, however large the batch. */
+static void test_refusals_on_the_way(void **state)
+{
+    (void)state;
+    const char *const edits[] = {readers[2][0],
+                                 readers[2][1],
+                                 "\"inputs\":[{\"name\":\"x\",\"dtype\"",
+                                 "\"inputs\":[{\"name\":\"w\",\"dtype\":\"fp64\",\"shape\":[-1,2]},"
+                                 "{\"name\":\"x\",\"dtype\":\"fp32\",\"shape\":[-1,3,2,5]},"
+                                 "{\"name\":\"z\",\"dtype\"",
+                                 "\"preprocess\":{\"size\":[2,5]},",
+                                 "",
+                                 NULL};
+    open_net n;
+    ok(open_with_edits(-1, "sim:", edits, &n.pkg, &n.device, &n.s));
+    for (int64_t batch = 2; batch < 600; batch += 255) { /* 2, 257, 512: the device takes 256 at once */
+        bw_array in[3] = {{0}, input(batch, 3), input(batch, 4)}, out = {0};
+        ok(bw_array_alloc(&in[0], BW_F64, 2, (int64_t[]){batch, 2}, &err));
+        double *w = in[0].data;
+        float *x = in[1].data, *z = in[2].data, was[2] = {x[SAMPLE + 1], x[batch * SAMPLE - 1]};
+        memset(w, 0, in[0].bytes);
+        char first[64], last[64];
+        snprintf(first, sizeof first, "input 'x': element %d is inf, expected finite numbers", SAMPLE + 1);
+        snprintf(last, sizeof last, "input 'x': element %d is nan, expected finite numbers", (int)batch * SAMPLE - 1);
+        const uint64_t before = device_runs(n.device);
+        x[batch * SAMPLE - 1] = NAN;
+        is(BW_NOT_FINITE, bw_session_run(n.s, in, &out, NULL, &err), last);
+        is(BW_NOT_FINITE, bw_session_run(n.s, in, &out, &(bw_run_options){.featurize = 1}, &err), last);
+        z[0] = NAN; /* comes after it */
+        is(BW_NOT_FINITE, bw_session_run(n.s, in, &out, NULL, &err), last);
+        in[2].rank = 3;
+        is(BW_NOT_FINITE, bw_session_run(n.s, in, &out, NULL, &err), last);
+        in[2].rank = 4;
+        x[SAMPLE + 1] = INFINITY;
+        is(BW_NOT_FINITE, bw_session_run(n.s, in, &out, NULL, &err), first);
+        is(BW_NOT_FINITE, bw_session_run(n.s, in, &out, &(bw_run_options){.deadline_ns = 1}, &err), first);
+        w[1] = -INFINITY; /* comes before it */
+        is(BW_NOT_FINITE, bw_session_run(n.s, in, &out, NULL, &err), "input 'w': element 1 is -inf, expected");
+        w[1] = 0;
+        x[SAMPLE + 1] = was[0];
+        x[batch * SAMPLE - 1] = was[1];
+        is(BW_NOT_FINITE, bw_session_run(n.s, in, &out, NULL, &err), "input 'z': element 0 is nan, expected");
+        assert_null(out.data);
+        assert_int_equal(device_runs(n.device), before);
+        z[0] = 0;
+        is(BW_TIMEOUT, bw_session_run(n.s, in, &out, &(bw_run_options){.deadline_ns = 1}, &err), "deadline exceeded");
+        ok(bw_session_run(n.s, in, &out, NULL, &err));
+        assert_true(device_runs(n.device) > before);
+        for (int64_t i = 0; i < batch * SAMPLE; i++)
+            assert_true(((float *)out.data)[i] == x[i] + (float)(100 * (i / (H * W) % C)));
+        bw_array_free(&out);
+        for (int i = 0; i < 3; i++)
+            bw_array_free(&in[i]);
+    }
+    close_net(&n);
+}
+
+/* A CPU stage that overflows: told before the device runs, in one chunk or in several. */
+static void test_infinity_between_stages(void **state)
+{
+    (void)state;
+    first_operator = "Exp";
+    open_net n = open_on(-1, "sim:");
+    first_operator = "Relu";
+    for (int64_t batch = 1; batch < 400; batch += 299) {
+        bw_array in = input(batch, 3), out = {0};
+        const int bad = (int)batch * SAMPLE - 4;
+        memset(in.data, 0, in.bytes);
+        ((float *)in.data)[bad] = 89;
+        const uint64_t before = device_runs(n.device);
+        char text[80];
+        snprintf(text, sizeof text, "'a' before device stage 1: element %d is inf", bad);
+        is(BW_NOT_FINITE, bw_session_run(n.s, &in, &out, NULL, &err), text);
+        assert_null(out.data);
+        assert_int_equal(device_runs(n.device), before);
+        ((float *)in.data)[bad] = 1;
+        ok(bw_session_run(n.s, &in, &out, NULL, &err));
+        assert_true(((float *)out.data)[bad] > 2.7f);
+        bw_array_free(&out);
+        bw_array_free(&in);
+    }
+    close_net(&n);
+}
+
 static void test_deadlines(void **state)
 {
     (void)state;
@@ -687,12 +792,20 @@ static void test_several_inputs(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_batches),         cmocka_unit_test(test_fixed_batch),
-        cmocka_unit_test(test_what_it_tells),   cmocka_unit_test(test_bad_inputs),
-        cmocka_unit_test(test_deadlines),       cmocka_unit_test(test_faults),
-        cmocka_unit_test(test_threads),         cmocka_unit_test(test_hostile_manifests),
-        cmocka_unit_test(test_broken_promises), cmocka_unit_test(test_several_inputs),
-        cmocka_unit_test(test_profile),         cmocka_unit_test(test_sources),
+        cmocka_unit_test(test_batches),
+        cmocka_unit_test(test_fixed_batch),
+        cmocka_unit_test(test_what_it_tells),
+        cmocka_unit_test(test_bad_inputs),
+        cmocka_unit_test(test_deadlines),
+        cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_hostile_manifests),
+        cmocka_unit_test(test_broken_promises),
+        cmocka_unit_test(test_several_inputs),
+        cmocka_unit_test(test_profile),
+        cmocka_unit_test(test_sources),
+        cmocka_unit_test(test_refusals_on_the_way),
+        cmocka_unit_test(test_infinity_between_stages),
     };
     return cmocka_run_group_tests(tests, make_dir, drop_dir);
 }
