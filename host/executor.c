@@ -13,7 +13,7 @@
 
 #define DEFAULT_LIMIT ((size_t)64 << 30)
 #define POOL_MAX      64
-#define POOL_WASTE    4 /* unused memory kept for later: this part of the largest need */
+#define POOL_WASTE    8 /* unused memory kept for later: this part of the largest need */
 
 typedef struct step {
     const bw_op *op;
@@ -77,6 +77,16 @@ static bw_buffer *pool_take(bw_executor *ex, size_t size)
     return b;
 }
 
+/* What is unused makes room for `size` bytes, so that live and pooled memory together stay near what a run has ever
+ * needed. */
+static void make_room(bw_executor *ex, size_t size)
+{
+    size_t most = ex->peak_bytes + ex->peak_bytes / POOL_WASTE;
+    most = most < ex->limit ? most : ex->limit;
+    while (ex->pool && ex->pool_bytes + ex->live_bytes + size > most)
+        pool_drop(ex, pool_last(ex));
+}
+
 bw_buffer *bw_buffer_get(bw_executor *owner, size_t size, bw_error *err)
 {
     if (size > (size_t)1 << 46) {
@@ -91,12 +101,8 @@ bw_buffer *bw_buffer_get(bw_executor *owner, size_t size, bw_error *err)
                     owner->limit);
             return NULL;
         }
-        b = pool_take(owner, size);
-        /* What did not fit makes room, so that live and pooled memory together stay near what a run has ever needed. */
-        size_t most = owner->peak_bytes + owner->peak_bytes / POOL_WASTE;
-        most = most < owner->limit ? most : owner->limit;
-        while (!b && owner->pool && owner->pool_bytes + owner->live_bytes + size > most)
-            pool_drop(owner, pool_last(owner));
+        if (!(b = pool_take(owner, size)))
+            make_room(owner, size);
     }
     if (!b) {
         void *data = NULL;
@@ -115,6 +121,13 @@ bw_buffer *bw_buffer_get(bw_executor *owner, size_t size, bw_error *err)
         owner->peak_bytes = owner->live_bytes > owner->peak_bytes ? owner->live_bytes : owner->peak_bytes;
     }
     return b;
+}
+
+bw_buffer *bw_buffer_get_kept(bw_executor *beside, size_t size, bw_error *err)
+{
+    if (beside)
+        make_room(beside, size);
+    return bw_buffer_get(NULL, size, err);
 }
 
 void bw_buffer_put(bw_buffer *b)
@@ -357,6 +370,12 @@ void bw_executor_destroy(bw_executor *ex)
 void bw_executor_set_memory_limit(bw_executor *ex, size_t bytes)
 {
     ex->limit = bytes;
+}
+
+void bw_executor_trim(bw_executor *ex, size_t bytes)
+{
+    while (ex->pool && ex->pool_bytes > bytes)
+        pool_drop(ex, pool_last(ex));
 }
 
 void bw_executor_take_weights(bw_executor *ex, bw_graph *g)

@@ -167,6 +167,8 @@ void bw_executor_destroy(bw_executor *ex);
 void bw_executor_set_memory_limit(bw_executor *ex, size_t bytes);
 /* Bytes that the values of one run have held at a time, at most, since the executor was made. */
 size_t bw_executor_peak_bytes(const bw_executor *ex);
+/* Memory that runs have left for the next one goes back to the system until at most `bytes` are left. */
+void bw_executor_trim(bw_executor *ex, size_t bytes);
 /*
  * Lets the executor take what it keeps in an order of its own (weights of convolutions and matrix products) out of `g`,
  * the graph that it was made for, so that these weights exist once. From the first run on, such constants of the graph

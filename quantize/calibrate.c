@@ -13,6 +13,7 @@
 
 #define BATCH_MAX    16
 #define BATCH_FLOATS (2 << 20) /* of the largest value of a batch: memory stays bounded, and near the caches */
+#define KEPT_BYTES   (8 << 20) /* of either network, while the other one runs: small ones need not fetch memory anew */
 
 struct tensor_stats {
     double min, max;         /* of the float network */
@@ -89,6 +90,21 @@ static void compare(struct session *s, int value, const bw_array *want, const bw
     }
 }
 
+/* Of a Relu's output without looking: what its input has reached, bent. 0: it must be looked at. */
+static int bend_range(struct session *s, int value)
+{
+    int producer = s->g->values[value].producer;
+    if (producer < 0 || strcmp(s->g->nodes[producer].op, "Relu") != 0 || s->g->nodes[producer].inputs[0] < 0)
+        return 0;
+    const struct tensor_stats *x = &s->stats[s->g->nodes[producer].inputs[0]];
+    struct tensor_stats *t = &s->stats[value];
+    if (!x->seen)
+        return 0;
+    t->min = x->min > 0 ? x->min : 0;
+    t->max = x->max > 0 ? x->max : 0;
+    return 1;
+}
+
 /* Sees every value of the float network; in row-major order those that `quantized` has too. */
 static int observe_float(int value, const bw_array *a, void *user)
 {
@@ -96,17 +112,20 @@ static int observe_float(int value, const bw_array *a, void *user)
     if (a->dtype != BW_F32)
         return bw_cli_interrupted();
     struct tensor_stats *t = &s->stats[value];
-    bw_range r = bw_range_of(a->data, bw_array_count(a));
-    double lo = (double)r.min, hi = (double)r.max;
-    if (!r.finite) {
-        s->failed = bw_fail(s->err, BW_NOT_FINITE,
-                            "value '%s' of the float network is NaN or infinite on the calibration samples: check the "
-                            "pre-processing",
-                            s->g->values[value].name);
-        return 1;
+    if (!bend_range(s, value)) {
+        bw_range r = bw_range_of(a->data, bw_array_count(a));
+        double lo = (double)r.min, hi = (double)r.max;
+        if (!r.finite) {
+            s->failed =
+                bw_fail(s->err, BW_NOT_FINITE,
+                        "value '%s' of the float network is NaN or infinite on the calibration samples: check the "
+                        "pre-processing",
+                        s->g->values[value].name);
+            return 1;
+        }
+        t->min = !t->seen || lo < t->min ? lo : t->min;
+        t->max = !t->seen || hi > t->max ? hi : t->max;
     }
-    t->min = !t->seen || lo < t->min ? lo : t->min;
-    t->max = !t->seen || hi > t->max ? hi : t->max;
     t->seen += a->rank > 0 ? a->dims[0] : 1;
     if (s->quantized[value].data && s->quantized[value].bytes == a->bytes)
         compare(s, value, a, &s->quantized[value]);
@@ -193,10 +212,12 @@ static bw_status run_batch(struct session *s, bw_runner *runner, bw_executor *ex
     bw_status status = bw_runner_run(runner, batch, out, keep_quantized, s, s->err);
     for (int i = 0; i < s->g->output_count; i++)
         bw_array_free(&out[i]);
+    bw_runner_trim(runner, KEPT_BYTES);
     if (!status)
         status = s->failed;
     if (!status) {
         status = bw_executor_run(ex, batch, out, observe_float, s, s->err);
+        bw_executor_trim(ex, KEPT_BYTES);
         for (int i = 0; i < s->g->output_count; i++)
             bw_array_free(&out[i]);
         if (s->failed)

@@ -6,14 +6,13 @@
 #include <string.h>
 
 #include "hal/base.h"
-#include "hal/hal.h"
 #include "sim/sim.h"
 
 struct bw_runner {
     const bw_graph *g;
     const bw_compiled *c;
-    bw_device *device;
-    bw_image **images;       /* per stage, NULL for CPU stages */
+    bw_program *programs;    /* per stage, empty for CPU stages */
+    bw_fast **engines;       /* per stage, NULL for CPU stages */
     bw_executor **executors; /* per stage, NULL for device stages */
 };
 
@@ -21,16 +20,24 @@ void bw_runner_destroy(bw_runner *r)
 {
     if (!r)
         return;
-    for (int i = 0; r->images && i < r->c->stage_count; i++)
-        if (r->images[i])
-            bw_image_release(r->images[i]);
+    for (int i = 0; r->engines && i < r->c->stage_count; i++)
+        bw_fast_destroy(r->engines[i]);
     for (int i = 0; r->executors && i < r->c->stage_count; i++)
         bw_executor_destroy(r->executors[i]);
-    if (r->device)
-        bw_device_close(r->device);
-    free(r->images);
+    free(r->engines);
+    free(r->programs);
     free(r->executors);
     free(r);
+}
+
+static bw_status load_device(bw_runner *r, int stage, bw_error *err)
+{
+    const bw_stage *st = &r->c->stages[stage];
+    bw_program *p = &r->programs[stage];
+    bw_status s = bw_program_parse(st->program, st->program_size, p, err);
+    if (!s)
+        s = bw_program_check_constants(p, st->constants, st->constants_size, err);
+    return s ? s : bw_fast_create(p, st->constants, NULL, &r->engines[stage], err);
 }
 
 bw_status bw_runner_create(const bw_graph *g, const bw_compiled *c, bw_runner **runner, bw_error *err)
@@ -40,19 +47,14 @@ bw_status bw_runner_create(const bw_graph *g, const bw_compiled *c, bw_runner **
         return bw_fail(err, BW_NO_MEMORY, "out of memory for a runner");
     r->g = g;
     r->c = c;
-    r->images = calloc((size_t)c->stage_count + 1, sizeof *r->images);
+    r->programs = calloc((size_t)c->stage_count + 1, sizeof *r->programs);
+    r->engines = calloc((size_t)c->stage_count + 1, sizeof *r->engines);
     r->executors = calloc((size_t)c->stage_count + 1, sizeof *r->executors);
-    bw_status s = r->images && r->executors ? BW_OK : bw_fail(err, BW_NO_MEMORY, "out of memory for a runner");
-    if (!s && !(s = bw_sim_register(err)))
-        s = bw_device_open("sim:", &r->device, err);
-    for (int i = 0; i < c->stage_count && !s; i++) {
-        const bw_stage *st = &c->stages[i];
-        if (st->device)
-            s = bw_image_load(r->device, st->program, st->program_size, st->constants, st->constants_size,
-                              &r->images[i], err);
-        else
-            s = bw_executor_create(st->graph, &r->executors[i], err);
-    }
+    bw_status s =
+        r->programs && r->engines && r->executors ? BW_OK : bw_fail(err, BW_NO_MEMORY, "out of memory for a runner");
+    for (int i = 0; i < c->stage_count && !s; i++)
+        s = c->stages[i].device ? load_device(r, i, err)
+                                : bw_executor_create(c->stages[i].graph, &r->executors[i], err);
     if (s)
         bw_runner_destroy(r);
     else
@@ -79,7 +81,7 @@ static int64_t pixels_of(const bw_stage_tensor *t)
 static bw_status run_device(bw_runner *r, int stage, bw_array *values, int64_t batch, bw_error *err)
 {
     const bw_stage *st = &r->c->stages[stage];
-    const bw_program_header *h = bw_image_program(r->images[stage])->header;
+    const bw_program_header *h = r->programs[stage].header;
     char *in = bw_aligned_zalloc((size_t)batch * h->in_bytes + 64);
     char *out = bw_aligned_zalloc((size_t)batch * h->out_bytes + 64);
     bw_status s = in && out ? BW_OK : bw_fail(err, BW_NO_MEMORY, "out of memory for a batch of %lld", (long long)batch);
@@ -92,7 +94,7 @@ static bw_status run_device(bw_runner *r, int stage, bw_array *values, int64_t b
                       (float *)(void *)(in + (size_t)b * h->in_bytes + t->offset), channels, pixels);
     }
     if (!s)
-        s = bw_image_run(r->images[stage], in, out, (uint32_t)batch, 0, err);
+        s = bw_fast_run(r->engines[stage], in, out, (uint32_t)batch, NULL, err);
     for (int i = 0; i < st->output_count && !s; i++) {
         const bw_stage_tensor *t = &st->outputs[i];
         bw_array *a = &values[bw_graph_find_value(r->g, t->name)];
@@ -126,6 +128,15 @@ static bw_status run_cpu(bw_runner *r, int stage, bw_array *values, bw_error *er
     return s;
 }
 
+void bw_runner_trim(bw_runner *r, size_t bytes)
+{
+    for (int i = 0; i < r->c->stage_count; i++)
+        if (r->engines[i])
+            bw_fast_trim(r->engines[i], bytes);
+        else
+            bw_executor_trim(r->executors[i], bytes);
+}
+
 static bw_status copy_out(const bw_array *from, bw_array *to, bw_error *err)
 {
     bw_status s = bw_array_alloc(to, from->dtype, from->rank, from->dims, err);
@@ -147,7 +158,7 @@ bw_status bw_runner_run(bw_runner *r, const bw_array *inputs, bw_array *outputs,
     }
     bw_status s = BW_OK;
     for (int i = 0; i < r->c->stage_count && !s; i++) {
-        s = r->images[i] ? run_device(r, i, values, inputs[0].dims[0], err) : run_cpu(r, i, values, err);
+        s = r->engines[i] ? run_device(r, i, values, inputs[0].dims[0], err) : run_cpu(r, i, values, err);
         for (int o = 0; observe && !s && o < r->c->stages[i].output_count; o++) {
             int v = bw_graph_find_value(g, r->c->stages[i].outputs[o].name);
             observe(v, &values[v], user);

@@ -11,7 +11,7 @@
 
 typedef struct bw_runner bw_runner;
 
-/* `g` is the graph that was compiled, `c` the result; both are borrowed. BW_NO_MEMORY and what the device says. */
+/* `g` is the graph that was compiled, `c` the result; both are borrowed. BW_NO_MEMORY and what bw_fast_create says. */
 bw_status bw_runner_create(const bw_graph *g, const bw_compiled *c, bw_runner **runner, bw_error *err);
 void bw_runner_destroy(bw_runner *runner);
 
@@ -21,5 +21,8 @@ void bw_runner_destroy(bw_runner *runner);
  */
 bw_status bw_runner_run(bw_runner *runner, const bw_array *inputs, bw_array *outputs,
                         void (*observe)(int value, const bw_array *array, void *user), void *user, bw_error *err);
+
+/* Memory that runs have left for the next one goes back to the system: of each stage what is beyond `bytes`. */
+void bw_runner_trim(bw_runner *runner, size_t bytes);
 
 #endif

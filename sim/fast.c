@@ -377,6 +377,17 @@ bw_status bw_fast_run_timed(bw_fast *engine, const void *in, void *out, uint32_t
     return status;
 }
 
+void bw_fast_trim(bw_fast *engine, size_t bytes)
+{
+    pthread_mutex_lock(&engine->lock);
+    if (engine->act_batch * engine->act_stride > bytes) {
+        free(engine->act);
+        engine->act = NULL;
+        engine->act_batch = 0;
+    }
+    pthread_mutex_unlock(&engine->lock);
+}
+
 bw_status bw_fast_run(bw_fast *engine, const void *in, void *out, uint32_t batch, const atomic_int *cancel,
                       bw_error *err)
 {

@@ -55,11 +55,14 @@ void bw_fast_destroy(bw_fast *engine);
 /*
  * Runs `batch` images. Blocking; one run at a time per engine (concurrent calls queue on an internal mutex).
  * cancel: if not NULL, looked at between instructions; non-zero ends the run with BW_CANCELLED.
- * Activations are kept for the next run of the same or a smaller batch. in and out: 4-byte aligned.
+ * Activations are kept for the next run of the same or a smaller batch (bw_fast_trim). in and out: 4-byte aligned.
  * BW_INVALID_ARGUMENT: a batch of 0. BW_NO_MEMORY: the engine stays usable with a smaller batch.
  */
 bw_status bw_fast_run(bw_fast *engine, const void *in, void *out, uint32_t batch, const atomic_int *cancel,
                       bw_error *err);
+
+/* Activations of more than `bytes` go back to the system; the next run makes new ones. Waits for a run that goes on. */
+void bw_fast_trim(bw_fast *engine, size_t bytes);
 
 /*
  * The same, and adds to spent_ns[i] the time that instruction i took, for the whole batch; header->instruction_count

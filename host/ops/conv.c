@@ -271,8 +271,8 @@ static bw_status get_weights(bw_op_run *r, conv_shape *s, void **bytes, bw_buffe
         }
         return BW_OK;
     }
-    /* What is kept outlives the run, so it does not count as one of its values. */
-    bw_buffer *b = bw_buffer_get(keep ? NULL : r->executor, dnnl_memory_desc_get_size(&s->weights), r->err);
+    size_t size = dnnl_memory_desc_get_size(&s->weights);
+    bw_buffer *b = keep ? bw_buffer_get_kept(r->executor, size, r->err) : bw_buffer_get(r->executor, size, r->err);
     if (!b)
         return BW_NO_MEMORY;
     bw_status status = bw_dnnl_reorder(from, *bytes, &s->weights, b->data, r->err);

@@ -35,8 +35,8 @@ static bw_status pack_right(bw_op_run *r, int64_t count, int64_t k, int64_t n, i
         *packed = state->packed->data;
         return BW_OK;
     }
-    /* What is kept outlives the run, so it does not count as one of its values. */
-    bw_buffer *b = bw_buffer_get(keep ? NULL : r->executor, each * (size_t)count * sizeof(float), r->err);
+    size_t size = each * (size_t)count * sizeof(float);
+    bw_buffer *b = keep ? bw_buffer_get_kept(r->executor, size, r->err) : bw_buffer_get(r->executor, size, r->err);
     if (!b)
         return no_memory(r);
     const float *from = r->in[1]->array.data;

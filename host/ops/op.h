@@ -200,6 +200,9 @@ struct bw_buffer {
     bw_buffer *next; /* in the pool */
 };
 bw_buffer *bw_buffer_get(struct bw_executor *owner, size_t size, bw_error *err);
+/* For what outlives the run and so does not count as one of its values; unused memory of `beside` (may be NULL) makes
+ * room for it. */
+bw_buffer *bw_buffer_get_kept(struct bw_executor *beside, size_t size, bw_error *err);
 void bw_buffer_put(bw_buffer *b);
 void bw_tensor_clear(bw_tensor *t);
 

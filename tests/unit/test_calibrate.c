@@ -6,8 +6,10 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -213,6 +215,7 @@ static void test_take_weights(void **unused)
         memset(got, 0, sizeof got);
         run(taker, x, batches[i], got, NULL);
         assert_memory_equal(got, want, (size_t)batches[i] * 40);
+        bw_executor_trim(taker, i % 3 ? 0 : 1 << 30); /* the next run finds nothing, or everything */
     }
     assert_non_null(g->values[bw_graph_find_value(g, "ws")].constant->data); /* another node reads it */
     assert_null(g->values[bw_graph_find_value(g, "wy")].constant->data);
@@ -262,11 +265,111 @@ static void test_batch(void **unused)
     bw_graph_free(g);
 }
 
+struct ranges {
+    float min[32], max[32];
+};
+
+static int find_range(int value, const bw_array *a, void *user)
+{
+    struct ranges *r = user;
+    for (int64_t i = 0; i < bw_array_count(a); i++) {
+        float x = ((const float *)a->data)[i];
+        r->min[value] = x < r->min[value] ? x : r->min[value];
+        r->max[value] = x > r->max[value] ? x : r->max[value];
+    }
+    return 0;
+}
+
+/* Samples, not a multiple of the batch, in a file of their own. */
+static bw_dataset *samples(float *x, int64_t count, const bw_graph *g)
+{
+    char path[64], header[128];
+    const char *tmp = getenv("TMPDIR");
+    snprintf(path, sizeof path,
+             "%.40s/bw-calib."
+             "XX"
+             "XX"
+             "XX"
+             ".npy",
+             tmp ? tmp : "/tmp");
+    int fd = mkstemps(path, 4);
+    assert_true(fd >= 0);
+    memset(header, ' ', sizeof header);
+    memcpy(header, "\x93NUMPY\x01\x00\x76\x00", 10);
+    header[127] = '\n';
+    int n =
+        snprintf(header + 10, 117, "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, 8, 12, 12), }", (int)count);
+    header[10 + n] = ' ';
+    for (int64_t i = 0; i < count * 1152; i++)
+        x[i] = random_float();
+    assert_int_equal(write(fd, header, sizeof header), sizeof header);
+    assert_int_equal(write(fd, x, (size_t)count * 4608), count * 4608);
+    close(fd);
+    bw_dataset *data = NULL;
+    bw_error err;
+    const bw_value *in = &g->values[g->inputs[0]];
+    if (bw_dataset_open(path, NULL, in->name, in->rank, in->dims, &data, &err))
+        fail_msg("%s", err.message);
+    unlink(path);
+    return data;
+}
+
+/* What is recorded of every value, a Relu's too, is what the float network reaches. */
+static void test_ranges(void **unused)
+{
+    (void)unused;
+    enum { COUNT = 19 };
+    static float x[COUNT * 1152];
+    bw_graph *g = network();
+    bw_dataset *data = samples(x, COUNT, g);
+    struct ranges want;
+    for (int v = 0; v < 32; v++) {
+        want.min[v] = INFINITY;
+        want.max[v] = -INFINITY;
+    }
+    bw_array in = {BW_F32, 4, {COUNT, 8, 12, 12}, x, sizeof x, 0}, out = {0};
+    bw_executor *ex = NULL;
+    bw_error err;
+    assert_int_equal(bw_executor_create(g, &ex, &err), BW_OK);
+    assert_int_equal(bw_executor_run(ex, &in, &out, find_range, &want, &err), BW_OK);
+    bw_array_free(&out);
+    bw_executor_destroy(ex);
+
+    const bw_recipe recipe = {BW_FORMAT_MSFP16, BW_FORMAT_MSFP16, 16, BW_FORMAT_FP16, 0, BW_SCALE_FLOOR, 0};
+    bw_compiled c;
+    json_t *quality = NULL, *tensor, *tensors;
+    if (bw_compile(g, &recipe, &c, &err))
+        fail_msg("%s", err.message);
+    const bw_calibration options = {data, "x.npy", 0, NULL};
+    if (bw_calibrate(g, &c, &options, &quality, &err))
+        fail_msg("%s", err.message);
+    size_t i;
+    tensors = json_object_get(quality, "tensors");
+    assert_int_equal(json_array_size(tensors), 8);
+    int relus = 0;
+    json_array_foreach(tensors, i, tensor)
+    {
+        int v = bw_graph_find_value(g, json_string_value(json_object_get(tensor, "name")));
+        assert_true(v >= 0);
+        double lo = json_number_value(json_object_get(tensor, "min"));
+        double hi = json_number_value(json_object_get(tensor, "max"));
+        assert_true(fabs(lo - (double)want.min[v]) <= 1e-3 * fabs(lo)); /* four digits are kept */
+        assert_true(fabs(hi - (double)want.max[v]) <= 1e-3 * fabs(hi));
+        relus += !strcmp(g->nodes[g->values[v].producer].op, "Relu") && lo == 0 && !signbit(lo) && hi > 0;
+    }
+    assert_int_equal(relus, 1);
+    json_decref(quality);
+    bw_compiled_free(&c);
+    bw_dataset_close(data);
+    bw_graph_free(g);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_range),        cmocka_unit_test(test_share),     cmocka_unit_test(test_no_bar),
         cmocka_unit_test(test_take_weights), cmocka_unit_test(test_unordered), cmocka_unit_test(test_batch),
+        cmocka_unit_test(test_ranges),
     };
     return cmocka_run_group_tests_name("calibrate", tests, NULL, NULL);
 }

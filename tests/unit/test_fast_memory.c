@@ -72,6 +72,7 @@ static void runs_allocate_nothing(void **state)
     skip();
 #else
     const uint32_t most = 3;
+    unsigned trimmed = 0;
     for (uint64_t seed = 1; seed <= 60; seed++) {
         struct bw_random_case c;
         assert_int_equal(bw_random_case_make(seed, NULL, &c), 0);
@@ -88,12 +89,26 @@ static void runs_allocate_nothing(void **state)
         for (uint32_t batch = 1; batch <= most; batch++)
             assert_int_equal(bw_fast_run(engine, in, out, batch, NULL, &err), BW_OK);
         assert_int_equal(atomic_load(&allocations), before);
+        /* What is trimmed away comes back with the next run, and nothing else. */
+        uint8_t *again = calloc(most, c.out_bytes);
+        assert_non_null(again);
+        const unsigned kept = atomic_load(&allocations);
+        bw_fast_trim(engine, SIZE_MAX);
+        assert_int_equal(bw_fast_run(engine, in, out, most, NULL, &err), BW_OK);
+        assert_int_equal(atomic_load(&allocations), kept);
+        bw_fast_trim(engine, 0);
+        assert_int_equal(bw_fast_run(engine, in, again, most, NULL, &err), BW_OK);
+        assert_true(atomic_load(&allocations) <= kept + 1);
+        assert_memory_equal(out, again, most * c.out_bytes);
+        trimmed += atomic_load(&allocations) - kept;
+        free(again);
         bw_fast_destroy(engine);
         free(in);
         free(out);
         bw_random_case_free(&c);
     }
     assert_true(atomic_load(&allocations) > 0); /* they are counted */
+    assert_true(trimmed > 0);
 #endif
 }
 
