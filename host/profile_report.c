@@ -24,15 +24,24 @@ static uint64_t bytes_of(const bw_profile_result *r, const bw_profile_row *row)
     return (row->cost.in_bytes + row->cost.out_bytes) * (uint64_t)r->batch + row->cost.weight_bytes;
 }
 
-/* Multiply-adds and time of all CONV rows. */
-static void sum_convolutions(const bw_profile_result *r, double *macs, double *ms)
+/* Of all CONV rows. */
+typedef struct conv_sum {
+    double macs, ms;
+    double percent; /* of the peak, the mean of the rows weighted by their multiply-adds; below 0: not known */
+} conv_sum;
+
+static conv_sum sum_convolutions(const bw_profile_result *r)
 {
-    *macs = *ms = 0;
+    conv_sum sum = {0, 0, 0};
     for (int i = 0; i < r->row_count; i++)
         if (r->rows[i].index >= 0 && strcmp(r->rows[i].text, bw_opcode_name(BW_OP_CONV)) == 0) {
-            *macs += (double)r->rows[i].cost.macs * (double)r->batch;
-            *ms += r->rows[i].median;
+            const double macs = (double)r->rows[i].cost.macs * (double)r->batch;
+            sum.macs += macs;
+            sum.ms += r->rows[i].median;
+            sum.percent += macs * bw_profile_percent(r, bw_profile_rate(r, &r->rows[i]));
         }
+    sum.percent = sum.macs > 0 ? sum.percent / sum.macs : -1;
+    return sum;
 }
 
 /* --- table ---------------------------------------------------------------------------------------------------------
@@ -84,14 +93,13 @@ void bw_profile_print(const bw_profile_result *r)
            "% peak", "bytes");
     for (int i = 0; i < r->row_count; i++)
         print_row(r, &r->rows[i]);
-    double macs, ms;
-    sum_convolutions(r, &macs, &ms);
+    const conv_sum conv = sum_convolutions(r);
     printf("\n");
-    if (ms > 0) {
-        const double rate = macs / ms * 1e-6, percent = bw_profile_percent(r, rate);
-        printf("%-44s %9.4f ms  %.1f GMAC/s", "all CONV", ms, rate);
+    if (conv.ms > 0) {
+        const double rate = conv.macs / conv.ms * 1e-6, percent = bw_profile_percent(r, rate);
+        printf("%-44s %9.4f ms  %.1f GMAC/s", "all CONV", conv.ms, rate);
         if (percent >= 0)
-            printf(", %.1f %% of the int8 peak", percent);
+            printf(", %.1f %% of the int8 peak; layers weighted by work: %.1f %%", percent, conv.percent);
         printf("\n");
     }
     printf("%-44s %9.4f ms\n", "sum of the rows", r->sum);
@@ -133,14 +141,16 @@ void bw_profile_print_json(const bw_profile_result *r)
     json_t *rows = json_array();
     for (int i = 0; i < r->row_count; i++)
         json_array_append_new(rows, row_json(r, &r->rows[i]));
-    double macs, ms;
-    sum_convolutions(r, &macs, &ms);
+    const conv_sum conv = sum_convolutions(r);
     json_t *j =
         json_pack("{s:s, s:s, s:s, s:s, s:s, s:i, s:I, s:I, s:o, s:o, s:f, s:{s:f, s:f}, s:o}", "package",
                   bw_package_path(r->model->package), "model", bw_session_model_name(s), "device", r->device.uri,
                   "device_name", r->device.name, "isa", r->device.isa, "threads", (int)r->device.threads, "batch",
                   (json_int_t)r->batch, "runs", (json_int_t)r->runs, "timed_ms", latency_json(&r->timed), "untimed_ms",
-                  latency_json(&r->untimed), "sum_ms", r->sum, "conv", "macs", macs, "ms", ms, "rows", rows);
+                  latency_json(&r->untimed), "sum_ms", r->sum, "conv", "macs", conv.macs, "ms", conv.ms, "rows",
+                  rows);
+    if (conv.percent >= 0)
+        json_object_set_new(json_object_get(j, "conv"), "peak_percent_by_work", json_real(conv.percent));
     if (r->peak.int8 > 0)
         json_object_set_new(j, "peak",
                             json_pack("{s:f, s:s, s:f}", "int8_gmacs_per_s", r->peak.int8, "int8_by", r->peak.int8_by,

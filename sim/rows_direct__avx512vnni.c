@@ -253,7 +253,7 @@ INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, si
     }
 }
 
-/* Inlined with constant P, T and kinds. */
+/* T tiles of P pixels, up to their values in `later`. Inlined with constant P, T, I, B and kinds, as all below. */
 INLINE void direct_half(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int P, const int T,
                         const size_t I, const size_t B, const side_kind residual, const int half, const int block,
                         const int relu, const int second, direct_later *later)
@@ -268,6 +268,7 @@ INLINE void direct_half(const bw_direct *g, const direct_end *to, size_t p, size
     direct_finish(g, to, p, t, P, T, B, residual, half, block, relu, second, s, later);
 }
 
+/* Whole blocks of the output of P pixels. */
 INLINE void direct_group(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int P, const int T,
                          const size_t I, const size_t B, const side_kind residual, const int half, const int block,
                          const int relu, direct_later *later)

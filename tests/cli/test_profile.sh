@@ -34,7 +34,7 @@ result $? "the package names the source node of every instruction"
 # --- table
 run 0 profile "$work/d.bw" --runs 5 --threads 1 && has '^digits version 1 on sim:?threads=1: ' &&
     has '^batch 1, 5 runs, medians$' && has '^peak of one core: [0-9.]* G multiply-adds/s of int8' && has '^ *0 .* CONV\|^ *0 .* PATCH\|^ *0 .* COPY' &&
-    has '^ .* to device  ' && has '^all CONV  .* % of the int8 peak$' && has '^sum of the rows ' &&
+    has '^ .* to device  ' && has '^all CONV  .* % of the int8 peak; layers weighted by work: [0-9.]* %$' && has '^sum of the rows ' &&
     has '^a run, instructions timed ' && has '^a run, not timed ' && [ ! -s "$work/err" ]
 result $? "the table has the rows and the sums"
 
@@ -58,6 +58,8 @@ h, w, c = map(int, r["shape"].split(" -> ")[1].split()[0].split("x"))
 assert r["macs"] % (h * w * c * 3) == 0, r
 assert abs(r["gmacs_per_s"] - r["macs"] / r["ms"] * 1e-6) <= 1e-3 * r["gmacs_per_s"]
 assert abs(sum(r["share"] for r in d["rows"]) - 1) < 1e-6
+by_work = sum(r["macs"] * r["peak_percent"] for r in convs) / sum(r["macs"] for r in convs)
+assert abs(d["conv"]["peak_percent_by_work"] - by_work) < 1e-6 * by_work
 # Medians of parts against the median of the whole: rough, but a stage that is missing or counted twice shows.
 assert 0.5 < d["sum_ms"] / d["timed_ms"]["median"] < 1.5, (d["sum_ms"], d["timed_ms"])
 assert {"to device", "hand over", "from device", "check inputs", "deliver"} <= {r["operation"] for r in d["rows"]}
