@@ -242,13 +242,18 @@ static bw_status summarise(profiler *p, bw_error *err)
     return BW_OK;
 }
 
-/* The peak of what runs the kernels, if that is a CPU. */
+/* The peak of what runs the kernels, if that is a CPU. Again: the faster of two measurements, as something may disturb
+ * one. */
 static bw_status find_peak(bw_profile_result *r, bw_error *err)
 {
-    for (int i = BW_SIM_ISA_PORTABLE; *r->device.isa && i <= BW_SIM_ISA_AVX512VNNI; i++)
+    bw_sim_peak peak = {.isa = BW_SIM_ISA_AUTO};
+    bw_status status = BW_OK;
+    for (int i = BW_SIM_ISA_PORTABLE; *r->device.isa && i <= BW_SIM_ISA_AVX512VNNI && !status; i++)
         if (strcmp(bw_sim_isa_name((bw_sim_isa)i), r->device.isa) == 0)
-            return bw_sim_peak_measure((bw_sim_isa)i, &r->peak, err);
-    return BW_OK;
+            status = bw_sim_peak_measure((bw_sim_isa)i, &peak, err);
+    if (peak.int8 > r->peak.int8)
+        r->peak = peak;
+    return status;
 }
 
 static bw_status profile(profiler *p, const char *path, const char *uri, bw_error *err)
@@ -268,6 +273,8 @@ static bw_status profile(profiler *p, const char *path, const char *uri, bw_erro
         status = find_peak(&p->r, err);
     if (!status)
         status = measure(p, err);
+    if (!status)
+        status = find_peak(&p->r, err);
     return status ? status : summarise(p, err);
 }
 
