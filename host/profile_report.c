@@ -147,8 +147,7 @@ void bw_profile_print_json(const bw_profile_result *r)
                   bw_package_path(r->model->package), "model", bw_session_model_name(s), "device", r->device.uri,
                   "device_name", r->device.name, "isa", r->device.isa, "threads", (int)r->device.threads, "batch",
                   (json_int_t)r->batch, "runs", (json_int_t)r->runs, "timed_ms", latency_json(&r->timed), "untimed_ms",
-                  latency_json(&r->untimed), "sum_ms", r->sum, "conv", "macs", conv.macs, "ms", conv.ms, "rows",
-                  rows);
+                  latency_json(&r->untimed), "sum_ms", r->sum, "conv", "macs", conv.macs, "ms", conv.ms, "rows", rows);
     if (conv.percent >= 0)
         json_object_set_new(json_object_get(j, "conv"), "peak_percent_by_work", json_real(conv.percent));
     if (r->peak.int8 > 0)
