@@ -477,7 +477,7 @@ void bw_vector_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
 /* A PATCH with a kernel of its own: some lines of an image to codes and exponents that lie side by side. */
 void bw_vector_patch(const bw_fast *engine, const bw_plan *plan, size_t image, size_t line, size_t lines,
                      uint8_t *codes, int8_t *exps);
-/* Lets a CONV of bw_direct_plan run the PATCH before it, if it reads all pixels of that once. 0: it does not. */
-int bw_direct_join(bw_plan *plan, bw_plan *patch);
+/* Lets a CONV of bw_direct_plan run the PATCH before it, if it reads all pixels of that once. */
+void bw_direct_join(bw_plan *plan, bw_plan *patch);
 
 #endif

@@ -156,17 +156,16 @@ int bw_direct_plan(const bw_fast *engine, bw_plan *plan)
     return 1;
 }
 
-int bw_direct_join(bw_plan *plan, bw_plan *patch)
+void bw_direct_join(bw_plan *plan, bw_plan *patch)
 {
     const bw_instruction *ins = plan->ins;
     if (ins->kernel_y != 1 || ins->kernel_x != 1 || ins->stride_y != 1 || ins->stride_x != 1 || ins->origin_y != 0 ||
         ins->origin_x != 0 || ins->out0.height != ins->in.height || ins->out0.width != ins->in.width ||
         memcmp(&ins->in, &patch->ins->out0, sizeof ins->in) != 0)
-        return 0;
+        return;
     plan->patch = patch;
     plan->scratch += panel_blocks(plan, plan->item_rows); /* their exponents */
     patch->with_next = 1;
-    return 1;
 }
 
 /* --- run ------------------------------------------------------------------------------------------------------------

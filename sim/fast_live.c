@@ -10,6 +10,8 @@
 
 /* Instructions that are looked through for one tensor, so that no program takes long to plan. */
 #define LOOK_AHEAD 512u
+/* Larger tensors do not fit the caches anyway, and a program may claim any size. */
+#define MOST_BYTES (64u << 20)
 
 /* What some bytes of region ACT still hold: 1 a part of the tensor. */
 typedef struct held {
@@ -76,7 +78,7 @@ int bw_fast_is_read_later(const bw_program *program, uint32_t reader, const bw_t
     widen(&h, t, t->codes, (uint64_t)t->block * bw_format_get((bw_format)t->format)->device_bytes);
     if (t->block > 1)
         widen(&h, t, t->exps, 1);
-    h.bytes = calloc(h.to - h.from, 1);
+    h.bytes = h.to - h.from > MOST_BYTES ? NULL : calloc(h.to - h.from, 1);
     if (!h.bytes)
         return 1; /* so it will be written */
     each_byte(t, &h, hold);
