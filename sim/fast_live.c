@@ -10,7 +10,7 @@
 
 /* Instructions that are looked through for one tensor, so that no program takes long to plan. */
 #define LOOK_AHEAD 512u
-/* Larger tensors do not fit the caches anyway, and a program may claim any size. */
+/* A program may claim tensors of any size, which planning must not fill; larger ones are written. */
 #define MOST_BYTES (64u << 20)
 
 /* What some bytes of region ACT still hold: 1 a part of the tensor. */
