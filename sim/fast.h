@@ -132,7 +132,7 @@ typedef struct bw_dot_run {
 typedef struct bw_direct {
     size_t block;     /* of the input and the weights */
     size_t out_block; /* of the output in blocks; as is best if there is none; from 64 on n is a multiple of 64 */
-    size_t pixels, n; /* at least 8 pixels */
+    size_t pixels, n; /* at least 7 pixels */
     int all_at_once;  /* each tile for all pixels before the next, else all tiles for some pixels before the next */
     size_t blocks;    /* of the reduction */
     bw_fill fill;

@@ -13,13 +13,14 @@
 
 #include "sim/fast_conv.h"
 
-#define LEAST_PIXELS  8u           /* of a kernel call */
+#define LEAST_PIXELS  7u           /* of a kernel call */
 #define ITEM_PIXELS   256u         /* most of an item, unless a row is longer */
 #define PANEL_BYTES   (48u << 10)  /* most packed codes of an item, unless those of a row take more */
 #define MOST_BLOCKS   40u          /* of 16; longer reductions are better off in chunks: fast_conv.c; */
-#define MOST_LONGER   32u          /* of 16 too, where blocks are longer */
+#define MOST_LONGER   32u          /* of 16 too, where blocks are longer, */
+#define FEW_PIXELS    64u          /* or twice as many for so few pixels: those wait for weights more than for sums */
 #define MOST_BLOCKS_4 12u          /* with four vector pipes, whose balance the kernels there keep, even sooner */
-#define MOST_WEIGHTS  (512u << 10) /* bytes of a layer's codes */
+#define MOST_OWN      (512u << 10) /* bytes that a layer's plan keeps */
 #define CACHED        (24u << 10)  /* weights and their sums that stay in the first cache */
 #define SCALE_BIAS    127          /* the kernel multiplies by 2^ea as a float */
 #define SERIAL_CYCLES 12000u       /* less work than this is not worth a second thread */
@@ -100,16 +101,29 @@ static size_t most_lines(const bw_plan *plan)
     return lines < 1 ? 1 : lines > ins->out0.height ? ins->out0.height : lines;
 }
 
+/* Sums, and unpacked weights. */
+static size_t sum_bytes(const bw_plan *plan)
+{
+    return bw_conv_tiles(plan->ins) * bw_conv_blocks(plan->ins) * bw_dot_sums(plan->is_signed) * sizeof(int32_t);
+}
+
+static size_t unpacked_bytes(const bw_plan *plan)
+{
+    const bw_instruction *ins = plan->ins;
+    return plan->weight_format.traits->code_bits == 8 ? 0
+                                                      : bw_conv_tiles(ins) * bw_conv_blocks(ins) * 16 * ins->in.block;
+}
+
 static int shape_fits(const bw_fast *engine, const bw_plan *plan)
 {
     const bw_instruction *ins = plan->ins;
-    const size_t tiles = bw_conv_tiles(ins), blocks = bw_conv_blocks(ins);
-    const size_t width = ins->out0.width, channels = ins->out0.channels / ins->groups;
-    const size_t most = engine->pipes == 4 ? MOST_BLOCKS_4 : ins->in.block == 16 ? MOST_BLOCKS : MOST_LONGER;
+    const size_t blocks = bw_conv_blocks(ins), width = ins->out0.width, channels = ins->out0.channels / ins->groups;
+    const size_t longer = width * ins->out0.height <= FEW_PIXELS ? 2 * MOST_LONGER : MOST_LONGER;
+    const size_t most = engine->pipes == 4 ? MOST_BLOCKS_4 : ins->in.block == 16 ? MOST_BLOCKS : longer;
     const size_t made = out_block(plan);
     if (made >= 64 && channels % 64)
         return 0; /* what its kernels make at a time */
-    if (blocks * (ins->in.block / 16) > most || tiles * blocks * 16 * ins->in.block > MOST_WEIGHTS || !groups_fit(plan))
+    if (blocks * (ins->in.block / 16) > most || sum_bytes(plan) + unpacked_bytes(plan) > MOST_OWN || !groups_fit(plan))
         return 0;
     /* Lines are cut into even parts: if not all of them are one, half of an item, or a line, must be enough for a
      * kernel. */
@@ -118,9 +132,7 @@ static int shape_fits(const bw_fast *engine, const bw_plan *plan)
         return (lines == ins->out0.height || lines == 1 ? lines : lines / 2) * width >= LEAST_PIXELS;
     /* Pixels that are done twice at the end of each row must be few. */
     const size_t sevens = bw_divide_up(width, 7) * 7, eights = bw_divide_up(width, 8) * 8;
-    const size_t done = made >= 64                          ? bw_divide_up(width, 3) * 3
-                        : made == 16 && ins->in.block == 16 ? bw_smaller(sevens, eights)
-                                                            : sevens;
+    const size_t done = made == 16 && ins->in.block == 16 ? bw_smaller(sevens, eights) : sevens;
     return width >= LEAST_PIXELS && done * 8 <= width * 9;
 }
 
@@ -135,16 +147,14 @@ int bw_direct_plan(const bw_fast *engine, bw_plan *plan)
     if (!engine->rows->direct || !engine->bytes || !formats_fit(plan) || !shape_fits(engine, plan))
         return 0;
     const size_t tiles = bw_conv_tiles(ins), blocks = bw_conv_blocks(ins), codes = tiles * blocks * 16 * ins->in.block;
-    const size_t sums = tiles * blocks * bw_dot_sums(plan->is_signed) * sizeof(int32_t);
-    const bw_format_traits *w = plan->weight_format.traits;
-    const size_t unpacked = w->code_bits == 8 ? 0 : codes;
+    const size_t sums = sum_bytes(plan), unpacked = unpacked_bytes(plan);
     plan->own = aligned_alloc(64, bw_round_up(sums + unpacked, 64));
     if (!plan->own)
         return 0; /* the other way does without */
     plan->direct_sums = (int32_t *)(void *)plan->own;
     plan->direct_weights = (const int8_t *)plan->weights;
     if (unpacked) {
-        engine->dots->unpack(w, plan->weights, codes, plan->own + sums);
+        engine->dots->unpack(plan->weight_format.traits, plan->weights, codes, plan->own + sums);
         plan->direct_weights = (const int8_t *)plan->own + sums;
     }
     engine->bytes->sum(plan->direct_weights, plan->weight_exps, tiles * blocks, ins->in.block, bw_plan_fill(plan, 0),

@@ -1,21 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * CONV of one kernel call (bw_direct in sim/fast.h), AVX-512 VNNI. The sums of 8 neighbouring pixels x 32 outputs stay
- * in registers from the bias to the encoded result. Sums are those of dot_bytes.h: see there for what `sums` holds.
+ * CONV of one kernel call (bw_direct in sim/fast.h), AVX-512 VNNI. The sums of 7 or 8 neighbouring pixels x 32 outputs
+ * stay in registers from the bias to the result. Sums are those of dot_bytes.h: see there for what `sums` holds.
  * Here every pixel takes the fused multiply-add, which needs the fewest operations: where reductions are short the ends
  * weigh more than the balance between pipes.
  */
 #include "sim/rows_avx512.h"
 
 /*
- * Most pixels and tiles at a time. What is made at once is a whole block of the output, B: 7 or 8 pixels x 2 tiles for
- * blocks of 16 and 32, whichever fits a row better, 3 pixels x 4 tiles for those of 64, the same twice for those of
- * 128. With I = 16, which is for blocks of 16 on both sides, the weights of a block stay in registers for all pixels;
- * else the pixels' integer sums do, and the input's blocks are of any length.
+ * Most pixels and tiles of a pass. A group is made in as many passes as its pixels have vectors in whole blocks of the
+ * output, B: one for blocks of 16 and 32, two for those of 64, four for those of 128; the weights of a pass should lie
+ * in the first cache while all its pixels meet them. With I = 16, which is for blocks of 16 on both sides, the weights
+ * of a block stay in registers for all pixels; else the pixels' integer sums do, and the input's blocks are of any
+ * length.
  */
 #define DIRECT_PIXELS 8
-#define DIRECT_TILES  4
-#define TILES(B)      ((B) >= 64 ? 4 : 2)
+#define DIRECT_TILES  2
+#define PASSES(B)     ((B) >= 64 ? (int)(B) / 32 : 1)
+
+/* Weights that are fetched meanwhile, `lines` of 64 bytes with each block. */
+typedef struct direct_ahead {
+    const int8_t *at, *end;
+    size_t lines;
+} direct_ahead;
 
 INLINE __m512i broadcast_codes(const uint8_t *p)
 {
@@ -24,16 +31,25 @@ INLINE __m512i broadcast_codes(const uint8_t *p)
     return _mm512_set1_epi32(v);
 }
 
+INLINE const int8_t *fetch_lines(const direct_ahead *fetch, size_t lines, const int8_t *at)
+{
+    for (; lines && at < fetch->end; lines--, at += 64)
+        _mm_prefetch((const char *)at, _MM_HINT_T1);
+    return at;
+}
+
 /* The sums of T tiles from tile number t on for P pixels from `codes`, `scale` on. Inlined with constant P, T, I and
  * is_signed. */
 INLINE void direct_sums(const bw_direct *g, const uint8_t *codes, const int32_t *scale, size_t t, const int P,
-                        const int T, const size_t I, const int is_signed, vf s[DIRECT_PIXELS][DIRECT_TILES])
+                        const int T, const size_t I, const int is_signed, direct_ahead *fetch,
+                        vf s[DIRECT_PIXELS][DIRECT_TILES])
 {
     const size_t B = I == 16 ? 16 : g->block;
     const size_t code_step = g->code_step, scale_step = g->scale_step, w_step = g->blocks * 16 * B;
     const size_t q_block = is_signed ? 32 : 16, q_step = g->blocks * q_block;
     const int8_t *w = g->weights + t * w_step;
     const int32_t *q = g->sums + t * q_step, *firsts = is_signed ? q + 16 : q;
+    const int8_t *ahead = I == 16 ? fetch_lines(fetch, fetch->lines * g->blocks, fetch->at) : fetch->at;
     bw_fill fill = g->fill;
 #pragma GCC unroll 4
     for (int i = 0; i < T; i++) {
@@ -47,6 +63,8 @@ INLINE void direct_sums(const bw_direct *g, const uint8_t *codes, const int32_t 
         const float *ea = (const float *)(const void *)scale + g->runs[r].at;
         for (size_t left = g->runs[r].blocks; left;
              left--, a += B, ea++, w += 16 * B, q += q_block, firsts += q_block) {
+            if (I != 16)
+                ahead = fetch_lines(fetch, fetch->lines, ahead);
             __m512i first[DIRECT_TILES];
 #pragma GCC unroll 4
             for (int i = 0; i < T; i++)
@@ -114,6 +132,7 @@ INLINE void direct_sums(const bw_direct *g, const uint8_t *codes, const int32_t 
             }
         }
     }
+    fetch->at = ahead;
 }
 
 #define ANY SIDE_LINES /* a residual of whatever kind, or none */
@@ -123,75 +142,106 @@ typedef struct direct_end {
     side b, half, block; /* residual; outputs in fp16 and in blocks */
 } direct_end;
 
-/* Of a group: its values, and what encodes them. Codes are made when the next group's sums are complete: by then the
- * scales are there, and what waits for them does not keep that group's multiplications out of the CPU's window. */
+/* Vectors of a pixel, and blocks that those of T tiles belong to. */
+#define KEPT(B)      ((B) >= 64 ? (int)(B) / 16 : 2)
+#define BLOCKS(T, B) ((B) == 16 ? (T) : 1)
+
+/* Of two groups their values: of one that is being made, and of the one before, whose codes are made when some of the
+ * next one's sums are complete. By then its scales are there, and what waits for them does not keep multiplications out
+ * of the CPU's window. */
 typedef struct direct_later {
-    vf y[24]; /* by pixel */
-    four_factors scales[4];
-    uint8_t *codes; /* of its first pixel; NULL: nothing is left to do */
+    vf y[2][7 * 8]; /* by pixel, KEPT each; of short blocks (8 * 2) only the first, replaced when its codes are made */
+    int now;        /* the one that is being made */
+    float scales[16]; /* 2^-e of the one before */
+    uint8_t *codes;   /* of its first pixel; NULL: nothing is left to do */
     int over;
 } direct_later;
 
-/* Blocks are encoded four at a time, as that is what finding their exponents takes, or three of 64 and 128 values; a
- * block of 32 may have a tile alone, and zeros. */
-#define PER(T, B)     ((B) == 16 ? (T) : (int)(B) / 16)                 /* vectors of a pixel */
-#define EACH(P, T, B) ((B) >= 64 ? (P) : (B) == 16 && (T) == 2 ? 2 : 4) /* pixels at a time */
-#define KEPT(T, B)    ((B) == 128 ? 8 : (T))                            /* vectors of a pixel in `y` */
-
-/* Finds and writes the exponents of what is in `later`. p, c: first pixel and channel. */
+/* Finds and writes the exponents of the group that has been made, which becomes the one before. p, c: first pixel and
+ * channel. */
 INLINE void direct_scales(const direct_end *to, size_t p, size_t c, const int P, const int T, const size_t B,
                           const int relu, direct_later *later)
 {
-    const int per = PER(T, B), each = EACH(P, T, B), kept = KEPT(T, B);
-    const size_t blocks = 16 * (size_t)per / B;
+    const int kept = KEPT(B), each = BLOCKS(T, B), per = (int)B / 16, count = P * each;
+    const int magnitude = magnitude_bits(relu);
+    const vf *y = later->y[B >= 64 ? later->now : 0];
     later->codes = to->block.first.codes + p * to->block.code_pixel + c;
     later->over = 0;
+    later->now ^= 1;
 #pragma GCC unroll 4
-    for (int next = 0; next < P; next += each) {
-        const int i = next + each > P ? P - each : next; /* some of the last ones are done twice */
-        int8_t four[4], *exps = to->block.first.exps + (p + (size_t)i) * to->block.exp_pixel + c / B;
-        vf y[24];
-#pragma GCC unroll 24
-        for (int k = 0; k < each * per; k++)
-            y[k] = k % per < kept ? later->y[(i + k / per) * kept + k % per] : v_set(0.0f);
-        later->over |= block_scales(&to->block, (int)B, each * per, relu, y, four, &later->scales[next / each]);
+    for (int next = 0; next < count; next += 4) {
+        const int b = next + 4 > count ? count - 4 : next; /* some of the last ones are done twice */
+        vi m[4];
 #pragma GCC unroll 4
-        for (size_t k = 0; k < (size_t)each; k++, exps += to->block.exp_pixel)
-            memcpy(exps, four + blocks * k, blocks);
+        for (int k = 0; k < 4; k++) {
+            const vf *from = y + (b + k) / each * kept + (b + k) % each * per;
+            m[k] = (vi)from[0] & magnitude;
+#pragma GCC unroll 8
+            for (int i = 1; i < per; i++)
+                m[k] = v_max_int(m[k], (vi)from[i] & magnitude);
+        }
+        int32_t bytes;
+        later->over |= four_scales(&to->block, relu, m[0], m[1], m[2], m[3], &bytes, later->scales + b);
+        int8_t *exps = to->block.first.exps + (p + (size_t)(b / each)) * to->block.exp_pixel + c / B;
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k += each, exps += to->block.exp_pixel) {
+            const int32_t some = bytes >> 8 * k;
+            memcpy(exps, &some, (size_t)each);
+        }
     }
 }
 
-/* Writes the codes that are left to do. */
-INLINE void direct_codes(const direct_end *to, direct_later *later, const int P, const int T, const size_t B,
-                         const int relu)
+/* Writes codes that are left to do: those of pixels first .. end - 1. */
+INLINE void direct_codes(const direct_end *to, const direct_later *later, int first, int end, const int P, const int T,
+                         const size_t B, const int relu)
 {
-    const int per = PER(T, B), each = EACH(P, T, B), kept = KEPT(T, B), some = B >= 64 ? 1 : each;
+    const int kept = KEPT(B), each = BLOCKS(T, B), per = B == 16 ? T : kept;
+    const int some = per >= 4 ? 1 : 4 / per; /* pixels whose codes fill vectors */
     const size_t bytes = 16 * (size_t)per;
-    if (!later->codes)
-        return;
+    const vf *all = later->y[B >= 64 ? later->now ^ 1 : 0];
 #pragma GCC unroll 4
-    for (int next = 0; next < P; next += some) { /* pixels whose codes fill vectors */
-        const int i = next + some > P ? P - some : next;
+    for (int next = first; next < end; next += some) {
+        const int i = next + some > P ? P - some : next; /* some of the last ones are done twice */
         uint8_t buffer[128], *codes = later->codes + (size_t)i * to->block.code_pixel;
-        const float *scales = B >= 64 ? later->scales[0].f + next : later->scales[next / each].f;
         vf y[8];
 #pragma GCC unroll 8
         for (int k = 0; k < some * per; k++)
-            y[k] = k % per < kept ? later->y[(i + k / per) * kept + k % per] : v_set(0.0f);
-        write_codes(&to->block, (int)B, some * per, relu, y, scales, later->over, buffer);
+            y[k] = all[(i + k / per) * kept + k % per];
+        write_codes(&to->block, (int)B, some * per, relu, y, later->scales + i * each, later->over, buffer);
 #pragma GCC unroll 4
         for (size_t k = 0; k < (size_t)some; k++, codes += to->block.code_pixel)
             memcpy(codes, buffer + bytes * k, bytes);
     }
+}
+
+INLINE void direct_flush(const direct_end *to, direct_later *later, const int P, const int T, const size_t B,
+                         const int relu)
+{
+    if (later->codes)
+        direct_codes(to, later, 0, P, P, T, B, relu);
     later->codes = NULL;
 }
 
-/* Residual, activation, and both outputs. p: number of the first pixel.
- * residual: SIDE_NONE, SIDE_FP16, or any other; relu: the activation is one; second: this is the second half of a
- * block. Inlined with constant T and kinds. */
+/* Keeps the values of a pass. */
+INLINE void direct_keep(int pass, const int P, const int T, const size_t B, vf s[DIRECT_PIXELS][DIRECT_TILES],
+                        direct_later *later)
+{
+    vf *y = later->y[B >= 64 ? later->now : 0] + 2 * pass;
+#pragma GCC unroll 8
+    for (int i = 0; i < P; i++, y += KEPT(B)) {
+#pragma GCC unroll 4
+        for (int k = 0; k < T; k++)
+            y[k] = s[i][k];
+        if (B == 32 && T == 1)
+            y[1] = v_set(0.0f);
+    }
+}
+
+/* Residual, activation, the output in fp16, and the padding of the one in blocks. p: number of the first pixel.
+ * residual: SIDE_NONE, SIDE_FP16, or any other; relu: the activation is one. Inlined with constant T and kinds. */
 INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int P, const int T,
                           const size_t B, const side_kind residual, const int half, const int block, const int relu,
-                          const int second, vf s[DIRECT_PIXELS][DIRECT_TILES], direct_later *later)
+                          vf s[DIRECT_PIXELS][DIRECT_TILES])
 {
     const size_t c = t * 16, left = g->n - c; /* channels from here on */
     const int whole = B >= 64 || left >= (size_t)T * 16;
@@ -236,52 +286,38 @@ INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, si
                     _mm256_mask_storeu_epi16(at + 32 * k, lanes_below(n), h);
             }
     }
-    if (block) {
-        if (!whole) { /* padding */
-#pragma GCC unroll 8
-            for (int i = 0; i < P; i++)
-                s[i][T - 1] = v_keep(s[i][T - 1], left - 16 * (size_t)(T - 1));
-        }
-        const int kept = KEPT(T, B);
-        if (!second)
-            direct_codes(to, later, P, T, B, relu);
+    if (block && !whole) {
 #pragma GCC unroll 8
         for (int i = 0; i < P; i++)
-#pragma GCC unroll 4
-            for (int k = 0; k < T; k++)
-                later->y[i * kept + k + 4 * second] = s[i][k];
+            s[i][T - 1] = v_keep(s[i][T - 1], left - 16 * (size_t)(T - 1));
     }
 }
 
-/* T tiles of P pixels, up to their values in `later`. Inlined with constant P, T, I, B and kinds, as all below. */
-INLINE void direct_half(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int P, const int T,
-                        const size_t I, const size_t B, const side_kind residual, const int half, const int block,
-                        const int relu, const int second, direct_later *later)
+/* Whole blocks of the output of P pixels, from tile t on. Inlined with constant P, T, I, B and kinds, as all below. */
+INLINE void direct_group(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int P, const int T,
+                         const size_t I, const size_t B, const side_kind residual, const int half, const int block,
+                         const int relu, direct_ahead *fetch, direct_later *later)
 {
     const uint8_t *codes = g->codes + p * g->code_step;
     const int32_t *scale = g->scale + p * g->scale_step;
-    vf s[DIRECT_PIXELS][DIRECT_TILES];
-    if (g->is_signed)
-        direct_sums(g, codes, scale, t, P, T, I, 1, s);
-    else
-        direct_sums(g, codes, scale, t, P, T, I, 0, s);
-    direct_finish(g, to, p, t, P, T, B, residual, half, block, relu, second, s, later);
-}
-
-/* Whole blocks of the output of P pixels. */
-INLINE void direct_group(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int P, const int T,
-                         const size_t I, const size_t B, const side_kind residual, const int half, const int block,
-                         const int relu, direct_later *later)
-{
-    direct_half(g, to, p, t, P, T, I, B, residual, half, block, relu, 0, later);
-    if (B == 128 && (t + 4) * 16 < g->n) {
-        direct_half(g, to, p, t + 4, P, T, I, B, residual, half, block, relu, 1, later);
-    } else if (B == 128 && block) {
+    for (int pass = 0; pass < PASSES(B); pass++) {
+        const size_t at = t + 2 * (size_t)pass;
+        vf s[DIRECT_PIXELS][DIRECT_TILES];
+        if (B < 128 || at * 16 < g->n) {
+            if (g->is_signed)
+                direct_sums(g, codes, scale, at, P, T, I, 1, fetch, s);
+            else
+                direct_sums(g, codes, scale, at, P, T, I, 0, fetch, s);
+            direct_finish(g, to, p, at, P, T, B, residual, half, block, relu, s);
+        } else {
 #pragma GCC unroll 8
-        for (int i = 0; i < P; i++)
-#pragma GCC unroll 4
-            for (int k = 4; k < 8; k++)
-                later->y[i * 8 + k] = v_set(0.0f);
+            for (int i = 0; i < P; i++)
+                s[i][0] = s[i][1] = v_set(0.0f);
+        }
+        if (block && later->codes)
+            direct_codes(to, later, P * pass / PASSES(B), P * (pass + 1) / PASSES(B), P, T, B, relu);
+        if (block)
+            direct_keep(pass, P, T, B, s, later);
     }
     if (block)
         direct_scales(to, p, t * 16, P, T, B, relu, later);
@@ -293,33 +329,31 @@ INLINE void direct_tiles(const bw_direct *g, const direct_end *to, const int P, 
                          const side_kind residual, const int half, const int block, const int relu)
 {
     const size_t tiles = (g->n + 15) / 16, step = (size_t)P, at_once = g->all_at_once ? g->pixels : step;
-    const int T = TILES(B);
-    const size_t next = B == 128 ? 8 : (size_t)T, bytes = next * g->blocks * 16 * g->block,
-                 groups = (at_once + step - 1) / step;
-    const size_t share = g->all_at_once ? (bytes / 64 + groups - 1) / groups * 64 : 0;
+    const size_t next = 2 * (size_t)PASSES(B), bytes = next * g->blocks * 16 * g->block;
+    const size_t calls = (at_once + step - 1) / step * (size_t)PASSES(B) * g->blocks;
     direct_later later = {.codes = NULL};
     for (size_t from = 0; from < g->pixels; from += at_once)
         for (size_t t = 0; t < tiles; t += next) {
-            const int8_t *ahead = g->weights + (t / next + 1) * bytes;
-            const int8_t *end = ahead + (t + 2 * next <= tiles ? bytes : 0);
+            const int8_t *after = g->weights + (t / next + 1) * bytes;
+            direct_ahead fetch = {after, after, 0};
+            if (g->all_at_once && t + 2 * next <= tiles)
+                fetch = (direct_ahead){after, after + bytes, (bytes / 64 + calls - 1) / calls};
             const int alone = B < 64 && t + 1 == tiles;
             if (block && alone)
-                direct_codes(to, &later, P, T, B, relu);
+                direct_flush(to, &later, P, 2, B, relu);
             for (size_t p = from; p < from + at_once && p < g->pixels; p += step) {
-                for (size_t i = 0; i < share && ahead < end; i += 64, ahead += 64)
-                    _mm_prefetch((const char *)ahead, _MM_HINT_T1);
                 /* Some of the last ones are done twice. */
                 const size_t at = p + step > g->pixels ? g->pixels - step : p;
                 if (alone)
-                    direct_group(g, to, at, t, P, 1, I, B, residual, half, block, relu, &later);
+                    direct_group(g, to, at, t, P, 1, I, B, residual, half, block, relu, &fetch, &later);
                 else
-                    direct_group(g, to, at, t, P, T, I, B, residual, half, block, relu, &later);
+                    direct_group(g, to, at, t, P, 2, I, B, residual, half, block, relu, &fetch, &later);
             }
             if (block && alone)
-                direct_codes(to, &later, P, 1, B, relu);
+                direct_flush(to, &later, P, 1, B, relu);
         }
     if (block)
-        direct_codes(to, &later, P, T, B, relu);
+        direct_flush(to, &later, P, 2, B, relu);
 }
 
 INLINE void direct_all(const bw_direct *g, const direct_end *to, const int P, const size_t I, const size_t B,
@@ -363,8 +397,8 @@ typedef struct direct_set {
                                                    residual_block_##P##_##I##_##B, residual_both_##P##_##I##_##B,      \
                                                    any_##P##_##I##_##B};
 
-DEFINE(3, 0, 128)
-DEFINE(3, 0, 64)
+DEFINE(7, 0, 128)
+DEFINE(7, 0, 64)
 DEFINE(7, 0, 32)
 DEFINE(7, 0, 16)
 DEFINE(7, 16, 16)
@@ -374,7 +408,7 @@ static const direct_set *choose_set(const bw_direct *g, size_t out)
 {
     if (g->block == 16 && out == 16)
         return (g->pixels + 6) / 7 * 7 < (g->pixels + 7) / 8 * 8 ? &set_7_16_16 : &set_8_16_16;
-    return out == 16 ? &set_7_0_16 : out == 32 ? &set_7_0_32 : out == 64 ? &set_3_0_64 : &set_3_0_128;
+    return out == 16 ? &set_7_0_16 : out == 32 ? &set_7_0_32 : out == 64 ? &set_7_0_64 : &set_7_0_128;
 }
 
 void bw_direct_avx512vnni(const bw_direct *g)

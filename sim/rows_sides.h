@@ -265,12 +265,34 @@ INLINE __m128i four_exponents(const side *d, __m128i max)
     return _mm_max_epi32(_mm_sub_epi32(_mm_srli_epi32(max, 23), d->scaling.shift), d->scaling.least);
 }
 
-/* relu: as if negative values were zeros. The exponents of a chunk's blocks, and 2^-e of each four of them; returns
- * whether one was above the range. */
+/* Exponents of four blocks, a byte each, from the largest magnitude of each lane, and 2^-e; returns whether one was
+ * above the range. relu: as if negative values were zeros. */
+INLINE int four_scales(const side *d, int relu, vi m0, vi m1, vi m2, vi m3, int32_t *exps, float *scales)
+{
+    __m128i max = v_max_four(m0, m1, m2, m3);
+    if (relu)
+        max = _mm_max_epi32(max, _mm_setzero_si128());
+    __m128i e = four_exponents(d, max);
+    const int over = _mm_movemask_epi8(_mm_cmpgt_epi32(e, d->scaling.most));
+    e = _mm_min_epi32(e, d->scaling.most);
+    _mm_storeu_si128((__m128i *)(void *)scales, _mm_slli_epi32(_mm_sub_epi32(_mm_set1_epi32(127), e), 23));
+    __asm__("" : "+m"(*(float(*)[4])scales)); /* as keep_in_memory */
+    *exps = _mm_cvtsi128_si32(
+        _mm_shuffle_epi8(e, _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1)));
+    return over;
+}
+
+/* The bits of a float that are compared to find the largest magnitude; negative floats are negative integers. */
+INLINE int magnitude_bits(int relu)
+{
+    return relu ? -1 : 0x7FFFFFFF;
+}
+
+/* The same for all blocks of a chunk. */
 INLINE int block_scales(const side *d, int block, int vectors, int relu, const vf *y, int8_t *exps,
                         four_factors *scales)
 {
-    const int magnitude = relu ? -1 : 0x7FFFFFFF; /* negative floats are negative integers */
+    const int magnitude = magnitude_bits(relu);
     const int per = block / V_LANES, blocks = vectors / per;
     vi m[8];
 #pragma GCC unroll 8
@@ -285,16 +307,8 @@ INLINE int block_scales(const side *d, int block, int vectors, int relu, const v
     for (int b = 0; b < blocks; b += 4) {
         const int left = blocks - b;
         const vi second = left > 1 ? m[b + 1] : m[b], third = left > 2 ? m[b + 2] : m[b];
-        __m128i max = v_max_four(m[b], second, third, left > 3 ? m[b + 3] : second);
-        if (relu)
-            max = _mm_max_epi32(max, _mm_setzero_si128());
-        __m128i e = four_exponents(d, max);
-        over |= _mm_movemask_epi8(_mm_cmpgt_epi32(e, d->scaling.most));
-        e = _mm_min_epi32(e, d->scaling.most);
-        scales[b / 4].bits = _mm_slli_epi32(_mm_sub_epi32(_mm_set1_epi32(127), e), 23);
-        keep_in_memory(&scales[b / 4]);
-        const int32_t bytes = _mm_cvtsi128_si32(
-            _mm_shuffle_epi8(e, _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1)));
+        int32_t bytes;
+        over |= four_scales(d, relu, m[b], second, third, left > 3 ? m[b + 3] : second, &bytes, scales[b / 4].f);
         memcpy(exps + b, &bytes, left > 3 ? 4 : (size_t)left);
     }
     return over;
