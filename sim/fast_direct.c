@@ -18,7 +18,7 @@
 #define PANEL_BYTES   (48u << 10)  /* most packed codes of an item, unless those of a row take more */
 #define MOST_BLOCKS   40u          /* of 16; longer reductions are better off in chunks: fast_conv.c; */
 #define MOST_LONGER   32u          /* of 16 too, where blocks are longer, */
-#define FEW_PIXELS    64u          /* or twice as many for so few pixels: those wait for weights more than for sums */
+#define FEW_PIXELS    64u          /* or twice as many for so few pixels: those wait for weights */
 #define MOST_BLOCKS_4 12u          /* with four vector pipes, whose balance the kernels there keep, even sooner */
 #define MOST_OWN      (512u << 10) /* bytes that a layer's plan keeps */
 #define CACHED        (24u << 10)  /* weights and their sums that stay in the first cache */
@@ -184,7 +184,8 @@ void bw_direct_join(bw_plan *plan, bw_plan *patch)
 typedef struct job {
     bw_fast *engine;
     const bw_plan *plan;
-    size_t parts; /* items of an image, of about as many lines each */
+    size_t parts;  /* items of an image, of about as many lines each; */
+    size_t ranges; /* of those, of about as many channels each */
 } job;
 
 /* Where packing has got to. */
@@ -268,12 +269,19 @@ static size_t find_runs(const bw_plan *plan, bw_dot_run *runs)
     return n;
 }
 
+/* Channels of the output that stay together: blocks, and what kernels make at a time. */
+static size_t range_unit(const bw_plan *plan)
+{
+    return out_block(plan) < 32 ? 32 : out_block(plan);
+}
+
 static void run_item(void *context, size_t item, unsigned thread)
 {
     const job *j = context;
     const bw_plan *plan = j->plan;
     const bw_instruction *ins = plan->ins;
-    const size_t image = item / j->parts, part = item % j->parts, height = ins->out0.height;
+    const size_t range = item % j->ranges, place = item / j->ranges;
+    const size_t image = place / j->parts, part = place % j->parts, height = ins->out0.height;
     const size_t line = height * part / j->parts, lines = height * (part + 1) / j->parts - line;
     const size_t width = ins->out0.width, kb = plan->in.units, block = ins->in.block;
     panel at = {.codes = bw_fast_scratch(j->engine, thread)};
@@ -292,7 +300,6 @@ static void run_item(void *context, size_t item, unsigned thread)
     const size_t step = ins->kernel_x == 1 ? 1 : ins->stride_x;
     bw_direct g = {.block = block,
                    .out_block = out_block(plan),
-                   .n = plan->group_channels,
                    .blocks = plan->reduction,
                    .fill = bw_plan_fill(plan, 0),
                    .runs = runs,
@@ -308,9 +315,12 @@ static void run_item(void *context, size_t item, unsigned thread)
     g.all_at_once = tiles * (plan->reduction * 16 * block + sums * sizeof(int32_t)) > CACHED;
     const size_t down = panel_width(ins) * kb * (ins->kernel_y == 1 ? 1 : ins->stride_y);
     const size_t count = merged ? 1 : lines;
+    const size_t units = plan->group_channels / range_unit(plan);
+    const size_t first = units * range / j->ranges * range_unit(plan);
+    g.n = (range + 1 == j->ranges ? plan->group_channels : units * (range + 1) / j->ranges * range_unit(plan)) - first;
     for (size_t n = 0; n < count * ins->groups; n++) {
-        const size_t i = n % count, group = n / count, c0 = group * plan->group_channels;
-        const size_t unit = group * plan->group_blocks, tile = group * tiles;
+        const size_t i = n % count, group = n / count, c0 = group * plan->group_channels + first;
+        const size_t unit = group * plan->group_blocks, tile = group * tiles + first / 16;
         g.codes = lies ? bw_view_codes(&plan->in, image, line, 0, unit) : at.codes + (i * down + unit) * block;
         g.scale = at.scale + i * down + unit;
         g.weights = plan->direct_weights + tile * plan->reduction * 16 * block;
@@ -327,15 +337,19 @@ void bw_direct_run(bw_fast *engine, const bw_plan *plan, uint32_t batch)
 {
     const bw_tensor *out = &plan->ins->out0;
     const size_t threads = bw_pool_threads(engine->pool), width = out->width;
-    job j = {.engine = engine, .plan = plan};
+    job j = {.engine = engine, .plan = plan, .ranges = 1};
     j.parts = bw_divide_up(out->height, plan->item_rows);
     const size_t cycles = (size_t)batch * out->height * width * bw_conv_tiles(plan->ins) * (3 * plan->reduction + 8);
-    if (threads > 1 && cycles >= SERIAL_CYCLES && batch * j.parts < threads * 2) {
+    if (threads > 1 && cycles >= SERIAL_CYCLES && batch == 1 && plan->ins->groups == 1 &&
+        out->height * width <= FEW_PIXELS && plan->group_channels >= threads * range_unit(plan)) {
+        /* Each thread reads its part of the weights alone. */
+        j.ranges = threads;
+    } else if (threads > 1 && cycles >= SERIAL_CYCLES && batch * j.parts < threads * 2) {
         /* Still as many pixels to each as a kernel takes. */
         const size_t least = one_line(plan) ? bw_divide_up(LEAST_PIXELS, width) : 1, most = out->height / least;
         const size_t wanted = bw_smaller(bw_divide_up(threads * 2, batch), most);
         if (wanted > j.parts)
             j.parts = wanted;
     }
-    bw_pool_run(engine->pool, batch * j.parts, run_item, &j);
+    bw_pool_run(engine->pool, batch * j.parts * j.ranges, run_item, &j);
 }

@@ -9,8 +9,8 @@
 #include "hal/base.h"
 #include "sim/sim.h"
 
-#define ROUNDS   5
-#define ROUND_NS 3000000u
+#define ROUNDS   4
+#define ROUND_NS 1000000u
 
 /* Carries out `loops` times a fixed number of multiply-adds; returns that number. */
 typedef unsigned (*peak_loop)(uint64_t loops);

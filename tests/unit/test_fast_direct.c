@@ -279,9 +279,33 @@ static void lengths(void **state)
                                          n * block / 5 + n % 3});
 }
 
+/* Few pixels and many weights, whose channels threads divide among them. */
+static void few_pixels(void **state)
+{
+    (void)state;
+    static const uint32_t outputs[] = {64, 192, 208, 320};
+    for (uint32_t made = 16; made <= 128; made *= 2)
+        for (uint32_t n = 0; n < 4; n++)
+            for (uint32_t height = 5; height <= 8; height++)
+                compare(&(shape){height,
+                                 7,
+                                 1,
+                                 n == 1 ? 4 : 8,
+                                 outputs[n],
+                                 1,
+                                 height % 2 ? BW_ACT_RELU : BW_ACT_NONE,
+                                 128,
+                                 n % 2 ? BW_FORMAT_FP16 : BW_FORMAT_NONE,
+                                 {BW_FORMAT_MSFP16, n ? BW_FORMAT_FP16 : BW_FORMAT_NONE},
+                                 BW_ACT_RELU,
+                                 1,
+                                 made,
+                                 height});
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(narrow_and_deep), cmocka_unit_test(small_and_shallow),
-                                       cmocka_unit_test(ends), cmocka_unit_test(lengths)};
+                                       cmocka_unit_test(ends), cmocka_unit_test(lengths), cmocka_unit_test(few_pixels)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
