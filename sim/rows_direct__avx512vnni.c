@@ -18,7 +18,7 @@
 #define DIRECT_TILES  2
 #define PASSES(B)     ((B) >= 64 ? (int)(B) / 32 : 1)
 
-/* Weights that are fetched meanwhile, `lines` of 64 bytes with each block. */
+/* Weights that are fetched meanwhile, `lines` of 64 bytes with each block (with I = 16 all of a pass at once). */
 typedef struct direct_ahead {
     const int8_t *at, *end;
     size_t lines;
@@ -49,7 +49,7 @@ INLINE void direct_sums(const bw_direct *g, const uint8_t *codes, const int32_t 
     const size_t q_block = is_signed ? 32 : 16, q_step = g->blocks * q_block;
     const int8_t *w = g->weights + t * w_step;
     const int32_t *q = g->sums + t * q_step, *firsts = is_signed ? q + 16 : q;
-    const int8_t *ahead = I == 16 ? fetch_lines(fetch, fetch->lines * g->blocks, fetch->at) : fetch->at;
+    const int8_t *ahead = fetch->at;
     bw_fill fill = g->fill;
 #pragma GCC unroll 4
     for (int i = 0; i < T; i++) {
@@ -151,9 +151,9 @@ typedef struct direct_end {
  * of the CPU's window. */
 typedef struct direct_later {
     vf y[2][7 * 8]; /* by pixel, KEPT each; of short blocks (8 * 2) only the first, replaced when its codes are made */
-    int now;        /* the one that is being made */
-    float scales[16]; /* 2^-e of the one before */
-    uint8_t *codes;   /* of its first pixel; NULL: nothing is left to do */
+    _Alignas(64) float scales[16]; /* 2^-e of the one before */
+    int now;                       /* the one that is being made */
+    uint8_t *codes;                /* of the one before, its first pixel; NULL: nothing is left to do */
     int over;
 } direct_later;
 
@@ -344,6 +344,8 @@ INLINE void direct_tiles(const bw_direct *g, const direct_end *to, const int P, 
             for (size_t p = from; p < from + at_once && p < g->pixels; p += step) {
                 /* Some of the last ones are done twice. */
                 const size_t at = p + step > g->pixels ? g->pixels - step : p;
+                if (I == 16 && fetch.at < fetch.end) /* its blocks are too short for that */
+                    fetch.at = fetch_lines(&fetch, fetch.lines * g->blocks, fetch.at);
                 if (alone)
                     direct_group(g, to, at, t, P, 1, I, B, residual, half, block, relu, &fetch, &later);
                 else
