@@ -110,33 +110,45 @@ def verdict(rows):
             for row in rows[1:] if row["ours_to_this"]["cpu_us"] > CPU_TARGET or row["ours_to_this"]["p99_us"] > 1]
 
 
-def share(options, work, address, device=None):
-    """The service's part of a network's latency: all but the device and the network's own stages on the CPU."""
-    local = address.startswith("unix:")
-    server = Server(work, "network", [os.path.join(options.bin, "blockwave-serve"), options.network, "--grpc", address,
-                                      "--port-file", "PORT_FILE", "--lame-duck-ms", "0", "--quiet"]
-                    + (["--device", device] if device else []), address if local else None)
-    try:
-        runs = [client(options, server, "--warmup", "0.5", "--duration", str(max(2, options.seconds)))
-                for _ in range(options.rounds)]
-    finally:
-        server.stop()
-    run = sorted(runs, key=lambda r: r["service_share"])[len(runs) // 2]
+def print_share(network, device, way, run):
     stages = {name: round(h["mean"], 1) for name, h in run["server_us"].items()}
-    print(f"{os.path.basename(options.network)}{f' on {device}' if device else ''} over "
-          f"{'a Unix-domain socket' if local else 'TCP, loopback'}: "
-          f"{run['request_bytes']} bytes a request, one at a time: p50 "
-          f"{run['latency_us']['p50'] / 1e3:.2f} ms, p99 {run['latency_us']['p99'] / 1e3:.2f} ms")
-    print(f"  of the mean latency {run['latency_us']['mean'] / 1e3:.2f} ms: device {100 * run['device_share']:.2f} %, "
+    latency = run["latency_us"]
+    shared = f" and {run['shared_request_bytes']} in shared memory" if "shared_request_bytes" in run else ""
+    print(f"{os.path.basename(network)}{f' on {device}' if device else ''} over {way}: {run['request_bytes']} bytes a "
+          f"request{shared}, one at a time: p50 {latency['p50'] / 1e3:.2f} ms, p99 {latency['p99'] / 1e3:.2f} ms")
+    print(f"  of the mean latency {latency['mean'] / 1e3:.2f} ms: device {100 * run['device_share']:.2f} %, "
           f"network's CPU stages {100 * run['cpu_stage_share']:.2f} %, service {100 * run['service_share']:.2f} % "
           f"(target {100 * SHARE_TARGET:g})")
-    total, device = stages["total"], stages["device"]
-    outside = run["latency_us"]["mean"] - total
-    print(f"  all but the device, in us: {outside + total - device:.0f}: client, kernel and gRPC before and after the "
-          f"server's clock {outside:.0f}, server {total - device:.0f} (values into the device's order and CPU stages "
-          f"included)")
-    print(f"  server's own times in us: {stages}")
-    return run
+    total, on_device = stages["total"], stages["device"]
+    outside = latency["mean"] - total
+    rest = outside + total - on_device
+    print(f"  all but the device: {rest:.0f} us, {100 * rest / latency['mean']:.2f} %: client, kernel and gRPC before and "
+          f"after the server's clock {outside:.0f}, server {total - on_device:.0f} (values into the device's order and CPU "
+          f"stages included)")
+    print(f"  server's own times in us: {stages}", flush=True)
+
+
+def share(options, work, address, device=None):
+    """The service's part of a network's latency: all but the device and the network's own stages on the CPU. Tensors in
+    the messages and in shared memory, turn by turn; the medians of each."""
+    local = address.startswith("unix:")
+    way = "a Unix-domain socket" if local else "TCP, loopback"
+    ways = {"message": [], "shared_memory": ["--shared-memory"]}
+    server = Server(work, "network", [os.path.join(options.bin, "blockwave-serve"), options.network, "--grpc", address,
+                                      "--port-file", "PORT_FILE", "--lame-duck-ms", "0", "--quiet", "--shared-memory"]
+                    + (["--device", device] if device else []), address if local else None)
+    runs = {name: [] for name in ways}
+    try:
+        for number in range(options.rounds):
+            for name in sorted(ways, reverse=number % 2 == 1):
+                runs[name].append(client(options, server, "--warmup", "0.5", "--duration", str(max(2, options.seconds)),
+                                         *ways[name]))
+    finally:
+        server.stop()
+    medians = {name: sorted(of, key=lambda r: r["service_share"])[len(of) // 2] for name, of in runs.items()}
+    for run in medians.values():
+        print_share(options.network, device, way, run)
+    return medians
 
 
 def main():

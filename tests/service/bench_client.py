@@ -203,8 +203,8 @@ def tensors_in_shared_memory():
 def memory_that_is_not_there():
     """More than /dev/shm has: one line, and nothing left."""
     with Server(package("wide"), "--shared-memory") as sharing:
-        all = os.statvfs("/dev/shm")  # what is more than all of it is refused before any is taken
-        requests = min(all.f_blocks * all.f_frsize // (1024 * 4096 * 4) + 1, 65536)
+        whole = os.statvfs("/dev/shm")  # what is more than all of it is refused before any is taken
+        requests = min(whole.f_blocks * whole.f_frsize // (1024 * 4096 * 4) + 1, 65536)
         if requests == 65536:
             raise Skip("/dev/shm has more than 1 TB")
         connections = max(1, requests // 4096 + 1)
