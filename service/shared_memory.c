@@ -16,11 +16,15 @@
 #include <unistd.h>
 
 #include "hal/base.h"
+#include "service/guarded_copy.h"
+
+#define PAGE 4096u
 
 struct bw_shared_region {
     atomic_int refs;
     int fd;
     uint64_t offset, size; /* in the segment */
+    void *map;             /* from the page on in which it begins; NULL: not mapped */
     char *key;             /* behind the name */
     char name[];
 };
@@ -33,11 +37,14 @@ struct bw_shared_memory {
     bw_shared_region *regions[]; /* sorted by name */
 };
 
+static atomic_uint_least64_t mapped; /* bytes, of all regions */
+
 bw_shared_memory *bw_shared_memory_new(const char *prefix, size_t regions_max, int fd_from)
 {
     bw_shared_memory *m = calloc(1, sizeof *m + regions_max * sizeof m->regions[0]);
     if (!m)
         return NULL;
+    bw_guard_install();
     m->max = regions_max;
     m->fd_from = fd_from;
     m->prefix = prefix ? strdup(prefix + (prefix[0] == '/')) : NULL;
@@ -59,10 +66,31 @@ void bw_shared_memory_free(bw_shared_memory *m)
     free(m);
 }
 
+static uint64_t map_size(const bw_shared_region *r)
+{
+    return r->offset % PAGE + r->size;
+}
+
+/* For reading only: writing to what is gone would end the process. */
+static void map_region(bw_shared_region *r)
+{
+    uint64_t size = map_size(r), sum = atomic_fetch_add(&mapped, size) + size;
+    void *map = sum > BW_SHARED_MAPPED_MAX || sum < size
+                    ? MAP_FAILED
+                    : mmap(NULL, size, PROT_READ, MAP_SHARED, r->fd, (off_t)(r->offset / PAGE * PAGE));
+    r->map = map == MAP_FAILED ? NULL : map;
+    if (!r->map)
+        atomic_fetch_sub(&mapped, size);
+}
+
 void bw_shared_region_release(bw_shared_region *r)
 {
     if (!r || atomic_fetch_sub(&r->refs, 1) != 1)
         return;
+    if (r->map) {
+        munmap(r->map, map_size(r));
+        atomic_fetch_sub(&mapped, map_size(r));
+    }
     close(r->fd);
     free(r);
 }
@@ -216,6 +244,7 @@ static bw_status open_region(const bw_shared_memory *m, const char *name, const 
     r->key = r->name + name_size;
     memcpy(r->name, name, name_size);
     memcpy(r->key, key, key_size);
+    map_region(r);
     *region = r;
     return BW_OK;
 }
@@ -311,6 +340,11 @@ bw_status bw_shared_memory_find(bw_shared_memory *m, const char *name, bw_shared
     return BW_OK;
 }
 
+int bw_shared_is_mapped(const bw_shared_range *range)
+{
+    return range->region->map != NULL;
+}
+
 uint64_t bw_shared_place(const bw_shared_range *range)
 {
     return range->region->offset + range->offset;
@@ -328,6 +362,9 @@ static bw_status too_short(const bw_shared_region *r, bw_error *err)
 bw_status bw_shared_read(const bw_shared_range *range, uint64_t at, void *to, size_t size, bw_error *err)
 {
     const bw_shared_region *r = range->region;
+    /* What is not there is told better by the system call. */
+    if (r->map && bw_guarded_copy(to, (const char *)r->map + r->offset % PAGE + range->offset + at, size))
+        return BW_OK;
     for (size_t done = 0; done < size;) {
         ssize_t n = pread(r->fd, (char *)to + done, size - done, (off_t)(bw_shared_place(range) + at + done));
         if (n == 0)

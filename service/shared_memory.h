@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * POSIX shared memory that clients on the same host name in their requests: regions of segments under /dev/shm,
- * registered by name, read and written with system calls. They are never mapped: whoever holds a segment may truncate
- * it, and touching what is gone would end the process.
+ * registered by name. Whoever holds a segment may truncate it at any time. They are written with system calls, and read
+ * out of a mapping by copies that survive that (service/guarded_copy.h), or with system calls too.
  *
  *     bw_shared_memory_register(m, "input0", "/my-segment", 0, 602112, &err);
  *     bw_shared_range range = {.offset = 0, .size = 602112};
@@ -23,6 +23,8 @@
 
 #define BW_SHARED_NAME_MAX    255  /* bytes of a region's name, and of a segment's */
 #define BW_SHARED_REGIONS_MAX 1024 /* each keeps a descriptor */
+/* All mappings together, which bounds what their page tables take (1/512 of it). Regions beyond it are not mapped. */
+#define BW_SHARED_MAPPED_MAX (UINT64_C(16) << 30)
 
 /* The registered regions. */
 typedef struct bw_shared_memory bw_shared_memory;
@@ -38,7 +40,7 @@ typedef struct bw_shared_range {
 /* prefix NULL: segments must belong to the process's effective user. Otherwise their names must begin with it, whoever
  * they belong to (with or without a '/' before it; "" allows all that can be opened). At most regions_max regions,
  * whose descriptors get numbers from fd_from on: lower ones are left for connections, which are counted by theirs.
- * NULL: out of memory. */
+ * Takes SIGBUS over: bw_guard_install. NULL: out of memory. */
 bw_shared_memory *bw_shared_memory_new(const char *prefix, size_t regions_max, int fd_from);
 /* Regions in use live on. NULL allowed. */
 void bw_shared_memory_free(bw_shared_memory *m);
@@ -74,7 +76,9 @@ void bw_shared_region_release(bw_shared_region *region); /* NULL allowed */
 bw_status bw_shared_read(const bw_shared_range *range, uint64_t at, void *to, size_t size, bw_error *err);
 /* The same the other way. BW_EXHAUSTED: no memory left for the segment. */
 bw_status bw_shared_write(const bw_shared_range *range, uint64_t at, const void *from, size_t size, bw_error *err);
-/* Where the range begins in its segment: reads along page borders are faster. */
+/* 1: reading costs as much as copying. 0: each read is a system call, and faster along page borders of the segment,
+ * where the range begins at bw_shared_place. */
+int bw_shared_is_mapped(const bw_shared_range *range);
 uint64_t bw_shared_place(const bw_shared_range *range);
 
 #endif

@@ -177,8 +177,8 @@ bw_status bw_tensor_open(bw_tensor_reader *r, bw_element element, bw_storage sto
     return BW_OK;
 }
 
-/* Two pages, read along page borders, cost the kernel the least for a byte, and the windows of a picture's planes stay
- * in the first-level cache with what they are copied to. */
+/* For shared memory that is not mapped. Two pages, read along page borders, cost the kernel the least for a byte, and
+ * the windows of a picture's planes stay in the first-level cache with what they are copied to. */
 #define PAGE         4096u
 #define WINDOW_BYTES (2 * PAGE)
 #define WINDOWS      4
@@ -198,6 +198,8 @@ bw_status bw_tensor_open_shared(bw_tensor_reader *r, bw_element element, const b
     if (status)
         return status;
     r->shared = *values;
+    if (bw_shared_is_mapped(values))
+        return BW_OK;
     r->windows = aligned_alloc(64, WINDOWS * sizeof *r->windows);
     if (!r->windows)
         return bw_fail(err, BW_NO_MEMORY, "out of memory for input '%.100s': try again later", name);
@@ -237,6 +239,8 @@ static bw_status find_window(bw_tensor_reader *r, uint64_t at, bw_tensor_window 
 
 static bw_status copy_shared(bw_tensor_reader *r, uint64_t at, void *to, size_t size, bw_error *err)
 {
+    if (!r->windows)
+        return bw_shared_read(&r->shared, at, to, size, err);
     for (size_t done = 0, here; done < size; done += here) {
         bw_tensor_window *w;
         bw_status status = find_window(r, at + done, &w, err);

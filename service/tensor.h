@@ -60,7 +60,7 @@ typedef enum bw_storage {
     BW_STORAGE_U32  /* uint32 holding UINT8, UINT16 */
 } bw_storage;
 
-/* What was read last of a tensor in shared memory: a few pages around each place where reading goes on. */
+/* What was read last of a tensor in shared memory that is not mapped: pages around each place where reading goes on. */
 typedef struct bw_tensor_window bw_tensor_window;
 
 /* A tensor as it arrived, its size checked: the values are read from where they lie, in any order. */
@@ -69,7 +69,7 @@ typedef struct bw_tensor_reader {
     bw_storage storage;
     bw_cursor values;
     bw_shared_range shared;    /* region not NULL: the values lie there; borrowed */
-    bw_tensor_window *windows; /* of it, owned */
+    bw_tensor_window *windows; /* of it, owned; NULL: mapped */
     size_t have, count;        /* values sent, and of the shape: the last one fills up */
     const char *name;          /* borrowed */
     /* Where reading ended lately: the planes of a picture are read side by side. */

@@ -189,6 +189,34 @@ def the_same_bits_in_and_out():
     memory.unregister()
 
 
+def a_region_too_large_to_map():
+    """Read with system calls: the same bits. Its holes read as zeros and take no memory."""
+    size = 17 << 30
+    key = segment(size)
+    memory.register("r", key, size)
+    x = rng.standard_normal((5, 1, 32, 32)).astype("<f4")
+    raw = infer_value(memory.infer(infer_request("slow", {"image": x})))
+    for offset in (0, 4093, size - x.nbytes):
+        put(key, offset, x.tobytes())
+        same(infer_value(memory.infer(shared_request("slow", "image", x.shape, "r", x.nbytes, offset))), raw)
+    x = rng.standard_normal((60, 1024)).astype("<f4")
+    put(key, 12345, x.tobytes())
+    same(infer_value(memory.infer(shared_request("wide", "x", x.shape, "r", x.nbytes, 12345))), 2 * x)
+    for datatype, dtype in (("FP64", "<f8"), ("UINT8", "u1")):
+        values = rng.integers(0, 255, (60, 1024)).astype(dtype)
+        put(key, 4097, values.tobytes())
+        same(infer_value(memory.infer(shared_request("wide", "x", x.shape, "r", values.nbytes, 4097, datatype))),
+             values.astype("<f4") * 2)
+    before = os.stat(path_of(key)).st_blocks
+    same(infer_value(memory.infer(shared_request("wide", "x", x.shape, "r", x.nbytes, 1 << 30))), np.zeros_like(x))
+    assert os.stat(path_of(key)).st_blocks == before
+    put(key, 12345, x.tobytes())
+    os.truncate(path_of(key), 12345 + x.nbytes - 1)
+    fails("INVALID_ARGUMENT", "has become shorter", memory.stub.ModelInfer,
+          shared_request("wide", "x", x.shape, "r", x.nbytes, 12345))
+    memory.unregister()
+
+
 def other_number_types():
     key = segment(4096)
     memory.register("r", key, 4096)
@@ -513,17 +541,19 @@ def unregistered_under_load():
         thread.start()
     until = time.time() + 2
     rounds = 0
-    while time.time() < until:
-        for i, key in enumerate(keys):
-            memory.register(f"r{i}", key, 1 << 16)
-        assert len(memory.status()) == 4
-        time.sleep(0.01)
-        memory.unregister("r0")
-        memory.unregister()
-        rounds += 1
-    stop.set()
-    for thread in threads:
-        thread.join()
+    try:
+        while time.time() < until:
+            for i, key in enumerate(keys):
+                memory.register(f"r{i}", key, 1 << 16)
+            assert len(memory.status()) == 4
+            time.sleep(0.01)
+            memory.unregister("r0")
+            memory.unregister()
+            rounds += 1
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
     print(f"# {counts}, {rounds} rounds")
     assert not wrong, wrong
     assert counts["good"] > 10 and counts["gone"] > 10, counts
@@ -580,7 +610,7 @@ def it_ends_well():
         pass
 
 
-run([off_unless_asked_for, status_register_unregister, the_same_bits_in_and_out, other_number_types,
+run([off_unless_asked_for, status_register_unregister, the_same_bits_in_and_out, a_region_too_large_to_map, other_number_types,
      beside_values_in_the_message, pictures, segments_that_are_none, whose_segments, requests_that_are_wrong,
      segments_that_change, values_that_change_while_they_are_read, no_more_than_the_limit, unregistered_under_load,
      a_request_keeps_its_region, tritons_own_client, it_ends_well])
