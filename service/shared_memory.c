@@ -316,6 +316,22 @@ bw_status bw_shared_memory_each(bw_shared_memory *m, const char *name,
     return found ? BW_OK : not_registered(name, err);
 }
 
+static bw_status too_short(const bw_shared_region *r, bw_error *err)
+{
+    return bw_fail(
+        err, BW_INVALID_ARGUMENT,
+        "shared memory region '%.100s': segment '%.100s' has become shorter than what was registered of it: keep "
+        "its size until the region is unregistered",
+        r->name, r->key);
+}
+
+/* Not so many bytes are left of the segment, at least at this moment. */
+static int is_too_short(const bw_shared_region *r, uint64_t end)
+{
+    struct stat st;
+    return fstat(r->fd, &st) || (uint64_t)st.st_size < r->offset + end;
+}
+
 bw_status bw_shared_memory_find(bw_shared_memory *m, const char *name, bw_shared_range *range, bw_error *err)
 {
     int found;
@@ -336,6 +352,12 @@ bw_status bw_shared_memory_find(bw_shared_memory *m, const char *name, bw_shared
         bw_shared_region_release(r);
         return status;
     }
+    /* Said before the run; of the page it ends in, a mapping would show zeros behind the end. */
+    if (is_too_short(r, end)) {
+        bw_status status = too_short(r, err);
+        bw_shared_region_release(r);
+        return status;
+    }
     range->region = r;
     return BW_OK;
 }
@@ -348,15 +370,6 @@ int bw_shared_is_mapped(const bw_shared_range *range)
 uint64_t bw_shared_place(const bw_shared_range *range)
 {
     return range->region->offset + range->offset;
-}
-
-static bw_status too_short(const bw_shared_region *r, bw_error *err)
-{
-    return bw_fail(
-        err, BW_INVALID_ARGUMENT,
-        "shared memory region '%.100s': segment '%.100s' has become shorter than what was registered of it: keep "
-        "its size until the region is unregistered",
-        r->name, r->key);
 }
 
 bw_status bw_shared_read(const bw_shared_range *range, uint64_t at, void *to, size_t size, bw_error *err)
@@ -381,8 +394,7 @@ bw_status bw_shared_write(const bw_shared_range *range, uint64_t at, const void 
     const bw_shared_region *r = range->region;
     uint64_t place = bw_shared_place(range) + at;
     /* Writing would make it longer again: nobody wants that. */
-    struct stat st;
-    if (fstat(r->fd, &st) || (uint64_t)st.st_size < place + size)
+    if (is_too_short(r, range->offset + at + size))
         return too_short(r, err);
     for (size_t done = 0; done < size;) {
         ssize_t n = pwrite(r->fd, (const char *)from + done, size - done, (off_t)(place + done));

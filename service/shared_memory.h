@@ -68,7 +68,7 @@ bw_status bw_shared_memory_each(bw_shared_memory *m, const char *name,
                                 void (*each)(const bw_shared_info *info, void *user), void *user, bw_error *err);
 
 /* Sets range->region, with a reference, if range->offset and ->size are within it. BW_NOT_FOUND; BW_INVALID_ARGUMENT:
- * beyond its end. */
+ * beyond its end, or the segment has become shorter. */
 bw_status bw_shared_memory_find(bw_shared_memory *m, const char *name, bw_shared_range *range, bw_error *err);
 void bw_shared_region_release(bw_shared_region *region); /* NULL allowed */
 

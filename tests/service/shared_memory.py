@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 
+import grpc
 import inference_pb2
 import numpy as np
 from PIL import Image
@@ -421,7 +422,9 @@ def segments_that_change():
     # Truncated: a clean refusal for the input, and for the output, which is not made longer again.
     for left in (0, 1, size - 1):
         os.truncate(path_of(key), left)
-        fails("INVALID_ARGUMENT", "region 'r': segment '.*' has become shorter", memory.stub.ModelInfer, request)
+        fails("INVALID_ARGUMENT", "'x': .*region 'r': segment '.*' has become shorter", memory.stub.ModelInfer,
+              shared_request("wide", "x", x.shape, "r", size))
+        fails("INVALID_ARGUMENT", "'y': .*region 'r': segment '.*' has become shorter", memory.stub.ModelInfer, request)
     os.truncate(path_of(key), 2 * size - 1)
     put(key, 0, x.tobytes())
     fails("INVALID_ARGUMENT", "region 'r': segment '.*' has become shorter", memory.stub.ModelInfer, request)
@@ -467,7 +470,7 @@ def values_that_change_while_they_are_read():
                 reply = memory.stub.ModelInfer(shared_request("wide", "x", x.shape, "r", x.nbytes), timeout=30 * SLOW)
                 assert np.isfinite(infer_value(reply)).all()
                 answers["good"] += 1
-            except Exception as error:
+            except grpc.RpcError as error:
                 assert error.code().name == "INVALID_ARGUMENT", error
                 assert "expected finite" in error.details() or "changed while it was read" in error.details(), error
                 answers["refused"] += 1
@@ -477,6 +480,43 @@ def values_that_change_while_they_are_read():
         os.close(fd)
     print(f"# {answers}")
     assert sum(answers.values()) > 5, answers
+    memory.unregister()
+
+
+def a_segment_that_is_truncated_again_and_again():
+    """In the middle of reads too: answers of old values or zeros, or a clean refusal, and a server that lives on."""
+    size = 256 * 4096
+    key = segment(size)
+    memory.register("r", key, size)
+    x = np.ones((256, 1024), "<f4")
+    put(key, 0, x.tobytes())
+    request = shared_request("wide", "x", x.shape, "r", size)
+    stop, answers = threading.Event(), {"good": 0, "refused": 0}
+
+    def cut():
+        i = 0
+        while not stop.is_set():
+            os.truncate(path_of(key), 4096 * (i * 61 % 256))
+            os.truncate(path_of(key), size)
+            i += 1
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    try:
+        until = time.time() + 2
+        while time.time() < until:
+            try:
+                got = infer_value(memory.stub.ModelInfer(request, timeout=30 * SLOW))
+                assert np.isin(got, (0, 2)).all()
+                answers["good"] += 1
+            except grpc.RpcError as error:
+                assert error.code().name == "INVALID_ARGUMENT" and "has become shorter" in error.details(), error
+                answers["refused"] += 1
+    finally:
+        stop.set()
+        thread.join()
+    print(f"# {answers}")
+    assert answers["refused"] > 5, answers
     memory.unregister()
 
 
@@ -612,5 +652,6 @@ def it_ends_well():
 
 run([off_unless_asked_for, status_register_unregister, the_same_bits_in_and_out, a_region_too_large_to_map, other_number_types,
      beside_values_in_the_message, pictures, segments_that_are_none, whose_segments, requests_that_are_wrong,
-     segments_that_change, values_that_change_while_they_are_read, no_more_than_the_limit, unregistered_under_load,
+     segments_that_change, values_that_change_while_they_are_read,
+     a_segment_that_is_truncated_again_and_again, no_more_than_the_limit, unregistered_under_load,
      a_request_keeps_its_region, tritons_own_client, it_ends_well])
