@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdint.h>
 #include <string.h>
+#include <ucontext.h>
 
 #define PAGE 4096u
 
@@ -23,10 +24,13 @@ static struct sigaction before;
  * that access with a jump is safe. */
 static void on_sigbus(int number, siginfo_t *info, void *context)
 {
-    (void)context;
+    const ucontext_t *met = context;
     uintptr_t at = (uintptr_t)info->si_addr, begin = guard.begin / PAGE * PAGE;
-    if (info->si_code > 0 && guard.size && at >= begin && at < guard.begin + guard.size)
+    if (info->si_code > 0 && guard.size && at >= begin && at < guard.begin + guard.size) {
+        /* As it was: the jump leaves out what the return from a handler would do. */
+        pthread_sigmask(SIG_SETMASK, &met->uc_sigmask, NULL);
         siglongjmp(guard.back, 1);
+    }
     /* Not ours: with the earlier action back the access is repeated and meets that. */
     sigaction(number, &before, NULL);
     if (info->si_code <= 0)
@@ -35,7 +39,7 @@ static void on_sigbus(int number, siginfo_t *info, void *context)
 
 static void install(void)
 {
-    struct sigaction action = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
+    struct sigaction action = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_ONSTACK};
     sigemptyset(&action.sa_mask);
     sigaction(SIGBUS, &action, &before);
 }
@@ -48,7 +52,7 @@ void bw_guard_install(void)
 
 int bw_guarded_copy(void *to, const void *from, size_t size)
 {
-    /* The signal mask need not be kept: SA_NODEFER leaves it as it is. */
+    /* Without the signal mask, which would take a system call: the handler sees to it. */
     if (sigsetjmp(guard.back, 0)) {
         guard.size = 0;
         return 0;
