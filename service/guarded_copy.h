@@ -13,7 +13,8 @@
 
 #include <stddef.h>
 
-/* Takes SIGBUS over, once for the process. One that no guarded copy has raised goes on to who had it before. */
+/* Takes SIGBUS over, once for the process. One that no guarded copy has raised goes on to who had it before. Whoever
+ * takes it over later must do the same, or copies are guarded no more. */
 void bw_guard_install(void);
 /* memcpy from a mapping. 0: a part of it could not be read; what `to` holds is then of no use. */
 int bw_guarded_copy(void *to, const void *from, size_t size);

@@ -370,13 +370,7 @@ static bw_status make_message(const arguments *a, session *s, bw_error *err)
 /* Asks first whether the server is there and offers it: the segment then has its name for a moment only. */
 static bw_status share_memory(const arguments *a, session *s, bw_error *err)
 {
-    static const char nothing[] = "\x0a\x0f"
-                                  "blockwave-bench";
-    void *reply = NULL;
-    size_t size;
-    bw_status status = bw_load_call(s->load, 0, "/inference.GRPCInferenceService/SystemSharedMemoryUnregister", nothing,
-                                    sizeof nothing - 1, a->connect_seconds, &reply, &size, err);
-    free(reply);
+    bw_status status = bw_bench_shared_probe(s->load, a->connect_seconds, err);
     if (status == BW_TIMEOUT || status == BW_BUSY)
         return nobody_answered(a, status, err);
     bw_bench_shared_head head = {s->model,         a->version, s->metadata,

@@ -311,21 +311,33 @@ bw_status bw_bench_shared_register(bw_bench_shared *s, bw_load *load, double sec
     return status;
 }
 
+static bw_status unregister(bw_load *load, const char *name, double seconds, bw_error *err)
+{
+    Inference__SystemSharedMemoryUnregisterRequest q = INFERENCE__SYSTEM_SHARED_MEMORY_UNREGISTER_REQUEST__INIT;
+    uint8_t bytes[256];
+    void *reply;
+    size_t size;
+    q.name = (char *)(uintptr_t)name;
+    bw_status status =
+        bw_load_call(load, 0, SERVICE "SystemSharedMemoryUnregister", bytes,
+                     inference__system_shared_memory_unregister_request__pack(&q, bytes), seconds, &reply, &size, err);
+    free(reply);
+    return status;
+}
+
+bw_status bw_bench_shared_probe(bw_load *load, double seconds, bw_error *err)
+{
+    return unregister(load, "blockwave-bench", seconds, err); /* nobody's: it changes nothing */
+}
+
 void bw_bench_shared_close(bw_bench_shared *s, bw_load *load)
 {
     if (!s)
         return;
     if (s->registered) {
-        Inference__SystemSharedMemoryUnregisterRequest q = INFERENCE__SYSTEM_SHARED_MEMORY_UNREGISTER_REQUEST__INIT;
-        uint8_t bytes[256];
-        void *reply;
-        size_t size;
         bw_error ignored; /* the server may have gone */
-        q.name = s->key + 1;
         bw_load_ignore_interrupts(load);
-        bw_load_call(load, 0, SERVICE "SystemSharedMemoryUnregister", bytes,
-                     inference__system_shared_memory_unregister_request__pack(&q, bytes), 2, &reply, &size, &ignored);
-        free(reply);
+        unregister(load, s->key + 1, 2, &ignored);
     }
     unlink_segment(s);
     if (s->memory)

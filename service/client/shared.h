@@ -29,6 +29,8 @@ typedef struct bw_bench_shared_head {
     unsigned requests; /* on their way at once */
 } bw_bench_shared_head;
 
+/* Whether the server offers shared memory; statuses as bw_load_call. */
+bw_status bw_bench_shared_probe(bw_load *load, double seconds, bw_error *err);
 /* Makes the segment, of all its memory at once. The inputs outlive it. BW_EXHAUSTED: /dev/shm has not so much;
  * BW_INVALID_ARGUMENT, BW_NO_MEMORY, BW_IO. */
 bw_status bw_bench_shared_open(const bw_bench_shared_head *head, const bw_bench_input *inputs, size_t count,
