@@ -40,7 +40,9 @@ static bw_status first_failure(const bw_source *source, const bw_io *io, size_t 
                                bw_error *err)
 {
     bw_status status = fetch(source, io, first, count, to, err);
-    return status ? status : bw_fail(err, BW_INTERNAL, "input '%s' changed while it was read", io->name);
+    return status ? status
+                  : bw_fail(err, BW_INVALID_ARGUMENT,
+                            "input '%s' changed while it was read: leave it alone until the answer", io->name);
 }
 
 bw_status bw_source_fetch(const bw_source *source, const bw_io *io, size_t count, float *to, bw_error *err)

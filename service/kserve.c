@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "service/proto/inference.pb-c.h"
+#include "service/kserve_shared_memory.h"
 
 typedef Inference__ModelInferRequest infer_request;
 typedef Inference__ModelInferRequest__InferInputTensor input_tensor;
@@ -18,6 +18,7 @@ _Static_assert(sizeof(protobuf_c_boolean) == 4, "bool_contents is read as int32"
 typedef struct reply_output {
     const char *name; /* in the reply */
     int output;
+    bw_shared_range shared; /* region not NULL: the values go there instead */
 } reply_output;
 
 /* Small enough for the allocator's caches: most requests need no more. */
@@ -29,6 +30,11 @@ typedef struct kserve_request {
     bw_cursor few_raw[FEW];
     reply_output *outputs; /* few_outputs, or an own block */
     reply_output few_outputs[FEW];
+    size_t shared_inputs; /* have no raw contents */
+    size_t region_count;
+    bw_shared_region **regions; /* with references: few_regions, or an own block for all inputs and outputs */
+    bw_shared_region *few_regions[2 * FEW];
+    bw_slice held;  /* pictures that lay in shared memory */
     bw_arena arena; /* over what follows */
     _Alignas(16) uint8_t memory[512];
 } kserve_request;
@@ -42,6 +48,11 @@ static void free_request(void *request)
         free(r->raw);
     if (r->outputs != r->few_outputs)
         free(r->outputs);
+    for (size_t i = 0; i < r->region_count; i++)
+        bw_shared_region_release(r->regions[i]);
+    if (r->regions != r->few_regions)
+        free(r->regions);
+    free((void *)(uintptr_t)r->held.bytes);
     free(r);
 }
 
@@ -111,15 +122,42 @@ static bw_status split_request(kserve_request *r, bw_cursor whole, bw_error *err
                                 "malformed ModelInferRequest: not a protocol buffer message of that type");
 }
 
-/* Extensions that change the meaning of a request are refused, others ignored. */
-static bw_status refuse_parameter(const char *tensor, const char *key, bw_error *err)
+/* A tensor's range of shared memory, whose region stays until the request ends. */
+static bw_status find_shared(const bw_scoring *s, kserve_request *r, const bw_kserve_place *place, const char *tensor,
+                             bw_shared_range *range, bw_error *err)
 {
-    if (strncmp(key, "shared_memory", 13) && strcmp(key, "classification"))
-        return BW_OK;
-    return bw_fail(err, BW_UNSUPPORTED,
-                   "tensor '%.100s': the parameter '%.60s' is not supported: send the values, and "
-                   "take the whole output",
-                   tensor, key);
+    bw_status status = bw_kserve_find_place(place, s->scorer->shared_memory, tensor, range, err);
+    if (status || !range->region)
+        return status;
+    if (r->region_count == 2 * FEW && r->regions == r->few_regions) {
+        bw_shared_region **many = malloc(2 * BW_MODEL_IO_MAX * sizeof(bw_shared_region *));
+        if (many) {
+            memcpy(many, r->few_regions, sizeof r->few_regions);
+            r->regions = many;
+        } else {
+            status = no_memory(err);
+        }
+    }
+    if (!status && r->region_count == 2 * BW_MODEL_IO_MAX)
+        status = bw_fail(err, BW_INVALID_ARGUMENT, "more than %d tensors in shared memory: send each once",
+                         2 * BW_MODEL_IO_MAX);
+    if (status)
+        bw_shared_region_release(range->region);
+    else
+        r->regions[r->region_count++] = range->region;
+    return status;
+}
+
+static size_t count_shared(const infer_request *q)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < q->n_inputs; i++) {
+        int found = 0;
+        for (size_t k = 0; k < q->inputs[i]->n_parameters; k++)
+            found |= !strcmp(q->inputs[i]->parameters[k]->key, "shared_memory_region");
+        count += (size_t)found;
+    }
+    return count;
 }
 
 static size_t content_count(const tensor_contents *c)
@@ -231,7 +269,28 @@ static bw_status typed_pictures(bw_scoring *s, const bw_tensor_in *t, const tens
     return bw_scoring_pictures(s, t, pictures, count, err);
 }
 
-static bw_status read_input(bw_scoring *s, const kserve_request *r, size_t index, bw_error *err)
+/* Pictures are decoded from memory of ours: the segment may change meanwhile. */
+static bw_status shared_pictures(bw_scoring *s, kserve_request *r, const bw_tensor_in *t, bw_error *err)
+{
+    const size_t size = t->shared.size, limit = s->scorer->tensor_bytes_max;
+    if (r->held.bytes)
+        return bw_fail(err, BW_INVALID_ARGUMENT, "input '%.100s': only one input takes pictures: send them once",
+                       t->name);
+    if (size > limit)
+        return bw_fail(err, BW_EXHAUSTED,
+                       "input '%.100s': %zu bytes of pictures, at most %zu MB: send a smaller batch, or raise "
+                       "--max-message-mb",
+                       t->name, size, limit >> 20);
+    void *bytes = malloc(size ? size : 1);
+    if (!bytes)
+        return no_memory(err);
+    r->held = (bw_slice){bytes, size};
+    s->held_bytes = size;
+    bw_status status = bw_shared_read(&t->shared, 0, bytes, size, err);
+    return status ? status : raw_pictures(s, t, bw_cursor_over(&r->held, 1), err);
+}
+
+static bw_status read_input(bw_scoring *s, kserve_request *r, size_t index, bw_cursor **raw, bw_error *err)
 {
     const input_tensor *in = r->message->inputs[index];
     const bw_element_traits *e = bw_element_of_kserve(in->datatype);
@@ -243,31 +302,41 @@ static bw_status read_input(bw_scoring *s, const kserve_request *r, size_t index
     if (in->n_shape > BW_RANK_MAX)
         return bw_fail(err, BW_INVALID_ARGUMENT, "input '%.100s': %zu dimensions, expected at most %d", in->name,
                        in->n_shape, BW_RANK_MAX);
-    for (size_t i = 0; i < in->n_parameters; i++) {
-        bw_status status = refuse_parameter(in->name, in->parameters[i]->key, err);
-        if (status)
-            return status;
-    }
+    bw_kserve_place place = {0};
+    bw_status status = BW_OK;
+    for (size_t i = 0; i < in->n_parameters && !status; i++)
+        status = bw_kserve_take_parameter(&place, in->name, in->parameters[i]->key, in->parameters[i]->value, err);
+    if (status)
+        return status;
     bw_tensor_in t = {.name = in->name, .element = e->element, .rank = (int)in->n_shape};
     for (size_t i = 0; i < in->n_shape; i++)
         t.dims[i] = in->shape[i];
+    status = find_shared(s, r, &place, in->name, &t.shared, err);
+    if (status)
+        return status;
+    if (t.shared.region && content_count(in->contents))
+        return bw_fail(err, BW_INVALID_ARGUMENT,
+                       "input '%.100s' has contents although it lies in shared memory: use one of the two", in->name);
+    if (t.shared.region)
+        return e->element == BW_ELEMENT_BYTES ? shared_pictures(s, r, &t, err) : bw_scoring_input(s, &t, err);
     if (r->raw_count && content_count(in->contents))
         return bw_fail(err, BW_INVALID_ARGUMENT,
                        "input '%.100s' has contents although raw_input_contents are sent: use one of the two",
                        in->name);
-    if (e->element == BW_ELEMENT_BYTES)
-        return r->raw_count ? raw_pictures(s, &t, r->raw[index], err) : typed_pictures(s, &t, in->contents, err);
-    bw_slice slice;
     t.in_message = r->raw_count > 0;
     if (t.in_message)
-        t.values = r->raw[index];
-    else
+        t.values = *(*raw)++;
+    if (e->element == BW_ELEMENT_BYTES)
+        return t.in_message ? raw_pictures(s, &t, t.values, err) : typed_pictures(s, &t, in->contents, err);
+    bw_slice slice;
+    if (!t.in_message)
         locate_contents(in->contents, &t, &slice);
     return bw_scoring_input(s, &t, err);
 }
 
-static bw_status wanted_outputs(const bw_model *m, kserve_request *r, bw_error *err)
+static bw_status wanted_outputs(const bw_scoring *s, kserve_request *r, bw_error *err)
 {
+    const bw_model *m = s->model;
     const infer_request *q = r->message;
     if (q->n_outputs > BW_MODEL_IO_MAX)
         return bw_fail(err, BW_INVALID_ARGUMENT, "more than %d outputs: name each once", BW_MODEL_IO_MAX);
@@ -279,27 +348,80 @@ static bw_status wanted_outputs(const bw_model *m, kserve_request *r, bw_error *
     }
     if (!q->n_outputs) {
         for (int i = 0; i < m->output_count; i++)
-            r->outputs[i] = (reply_output){m->outputs[i]->name, i};
+            r->outputs[i] = (reply_output){.name = m->outputs[i]->name, .output = i};
         r->output_count = count;
         return BW_OK;
     }
     for (size_t i = 0; i < q->n_outputs; i++) {
         const char *name = q->outputs[i]->name;
-        r->outputs[i] = (reply_output){name, bw_tensor_find(m->outputs, m->output_count, name, "output_alias")};
+        int output = bw_tensor_find(m->outputs, m->output_count, name, "output_alias");
+        r->outputs[i] = (reply_output){.name = name, .output = output};
         if (r->outputs[i].output < 0) {
             char list[300];
             bw_tensor_list(m->outputs, m->output_count, list, sizeof list);
             return bw_fail(err, BW_INVALID_ARGUMENT, "model '%.80s' has no output '%.80s': expected %s", m->name, name,
                            list);
         }
-        for (size_t j = 0; j < q->outputs[i]->n_parameters; j++) {
-            bw_status status = refuse_parameter(name, q->outputs[i]->parameters[j]->key, err);
-            if (status)
-                return status;
-        }
+        bw_kserve_place place = {0};
+        bw_status status = BW_OK;
+        for (size_t j = 0; j < q->outputs[i]->n_parameters && !status; j++)
+            status = bw_kserve_take_parameter(&place, name, q->outputs[i]->parameters[j]->key,
+                                              q->outputs[i]->parameters[j]->value, err);
+        if (!status)
+            status = find_shared(s, r, &place, name, &r->outputs[i].shared, err);
+        if (status)
+            return status;
     }
     r->output_count = q->n_outputs;
     return BW_OK;
+}
+
+/* --- outputs in shared memory ------------------------------------------------------------------------------------- */
+
+static bw_status check_room(const reply_output *out, size_t bytes, bw_error *err)
+{
+    return bytes <= out->shared.size
+               ? BW_OK
+               : bw_fail(err, BW_INVALID_ARGUMENT,
+                         "output '%.100s': shared_memory_byte_size is %llu, its values take %zu bytes: give it so many",
+                         out->name, (unsigned long long)out->shared.size, bytes);
+}
+
+/* As far as sizes are known before the run. */
+static bw_status check_rooms(const bw_scoring *s, const kserve_request *r, bw_error *err)
+{
+    int64_t batch = s->pictures ? (int64_t)s->picture_count : s->inputs[0].rank ? s->inputs[0].dims[0] : 1;
+    for (size_t i = 0; i < r->output_count; i++) {
+        if (!r->outputs[i].shared.region)
+            continue;
+        const bw_io *io = s->model->outputs[r->outputs[i].output];
+        size_t bytes = bw_dtype_size(io->dtype);
+        for (int d = 0; d < io->rank; d++) {
+            int64_t n = io->dims[d] >= 0 ? io->dims[d] : d ? 0 : batch;
+            if (__builtin_mul_overflow(bytes, (size_t)n, &bytes))
+                bytes = SIZE_MAX;
+        }
+        bw_status status = check_room(&r->outputs[i], bytes, err);
+        if (status)
+            return status;
+    }
+    return BW_OK;
+}
+
+static bw_status deliver(bw_scoring *s, bw_error *err)
+{
+    const kserve_request *r = s->request;
+    bw_status status = BW_OK;
+    for (size_t i = 0; i < r->output_count && !status; i++) {
+        const reply_output *out = &r->outputs[i];
+        const bw_array *a = &s->outputs[out->output];
+        if (!out->shared.region)
+            continue;
+        status = check_room(out, a->bytes, err);
+        if (!status)
+            status = bw_shared_write(&out->shared, 0, a->data, a->bytes, err);
+    }
+    return status;
 }
 
 /* --- encode ------------------------------------------------------------------------------------------------------- */
@@ -310,12 +432,12 @@ static uint32_t packed_member(bw_dtype dtype)
     return dtype == BW_F32 ? 6 : dtype == BW_F64 ? 7 : 0;
 }
 
-static void encode_output(bw_scoring *s, const char *name, int output, int typed, bw_writer *w)
+static void encode_output(bw_scoring *s, const reply_output *out, int typed, bw_writer *w)
 {
-    const bw_array *a = &s->outputs[output];
+    const bw_array *a = &s->outputs[out->output];
     const bw_element_traits *e = bw_element_of_dtype(a->dtype);
     Inference__ModelInferResponse__InferOutputTensor head = INFERENCE__MODEL_INFER_RESPONSE__INFER_OUTPUT_TENSOR__INIT;
-    head.name = (char *)(uintptr_t)name;
+    head.name = (char *)(uintptr_t)out->name;
     head.datatype = (char *)(uintptr_t)(e ? e->kserve : "");
     head.n_shape = (size_t)a->rank;
     head.shape = (int64_t *)(uintptr_t)a->dims;
@@ -327,11 +449,12 @@ static void encode_output(bw_scoring *s, const char *name, int output, int typed
     if (typed) {
         bw_writer_head(w, 5, contents_size);
         bw_writer_head(w, member, a->bytes);
-        bw_scoring_borrow_output(s, output, w);
+        bw_scoring_borrow_output(s, out->output, w);
     }
 }
 
-/* Values come back the way they were sent: raw for raw, typed for typed. All outputs alike, as the protocol wants. */
+/* Values come back the way they were sent: raw for raw (and for shared memory), typed for typed. All outputs alike, as
+ * the protocol wants. One in shared memory has raw contents of no bytes: clients count them. */
 static void encode(bw_scoring *s, bw_writer *w)
 {
     const kserve_request *r = s->request;
@@ -340,14 +463,16 @@ static void encode(bw_scoring *s, bw_writer *w)
     head.model_version = (char *)(uintptr_t)s->model->version;
     head.id = r->message->id;
     bw_writer_message(w, &head.base);
-    int typed = !r->raw_count;
+    int typed = !r->raw_count && !r->shared_inputs;
     for (size_t i = 0; i < r->output_count; i++)
-        typed &= packed_member(s->outputs[r->outputs[i].output].dtype) != 0;
+        typed &= r->outputs[i].shared.region || packed_member(s->outputs[r->outputs[i].output].dtype);
     for (size_t i = 0; i < r->output_count; i++)
-        encode_output(s, r->outputs[i].name, r->outputs[i].output, typed, w);
+        encode_output(s, &r->outputs[i], typed && !r->outputs[i].shared.region, w);
     for (size_t i = 0; i < r->output_count && !typed; i++) {
-        bw_writer_head(w, 6, s->outputs[r->outputs[i].output].bytes);
-        bw_scoring_borrow_output(s, r->outputs[i].output, w);
+        const reply_output *out = &r->outputs[i];
+        bw_writer_head(w, 6, out->shared.region ? 0 : s->outputs[out->output].bytes);
+        if (!out->shared.region)
+            bw_scoring_borrow_output(s, out->output, w);
     }
 }
 
@@ -358,13 +483,22 @@ static bw_status decode(bw_scoring *s, kserve_request *r, bw_cursor whole, bw_er
     bw_status status = split_request(r, whole, err);
     if (!status)
         status = bw_scoring_choose(s, r->message->model_name, r->message->model_version, err);
-    if (!status && r->raw_count && r->raw_count != r->message->n_inputs)
-        status = bw_fail(err, BW_INVALID_ARGUMENT, "%zu raw_input_contents for %zu inputs: send one for each input",
-                         r->raw_count, r->message->n_inputs);
-    if (!status)
-        status = wanted_outputs(s->model, r, err);
-    for (size_t i = 0; !status && i < r->message->n_inputs; i++)
-        status = read_input(s, r, i, err);
+    if (status)
+        return status;
+    const infer_request *q = r->message;
+    r->shared_inputs = s->scorer->shared_memory ? count_shared(q) : 0;
+    if (r->raw_count && r->raw_count != q->n_inputs - r->shared_inputs)
+        return bw_fail(err, BW_INVALID_ARGUMENT, "%zu raw_input_contents for %zu inputs%s: send one for each input%s",
+                       r->raw_count, q->n_inputs - r->shared_inputs,
+                       r->shared_inputs ? " that are not in shared memory" : "", r->shared_inputs ? " of these" : "");
+    status = wanted_outputs(s, r, err);
+    bw_cursor *raw = r->raw;
+    for (size_t i = 0; !status && i < q->n_inputs; i++)
+        status = read_input(s, r, i, &raw, err);
+    if (!status && r->region_count) {
+        s->deliver = deliver;
+        status = check_rooms(s, r, err);
+    }
     return status;
 }
 
@@ -374,7 +508,9 @@ bw_status bw_kserve_decode(bw_scoring *s, const bw_slice *slices, size_t count, 
     if (!r)
         return no_memory(err);
     r->message = NULL;
-    r->raw_count = r->output_count = 0;
+    r->raw_count = r->output_count = r->shared_inputs = r->region_count = 0;
+    r->regions = r->few_regions;
+    r->held = (bw_slice){NULL, 0};
     r->raw = r->few_raw;
     r->outputs = r->few_outputs;
     r->arena = (bw_arena){r->memory, sizeof r->memory, 0};

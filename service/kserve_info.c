@@ -27,11 +27,14 @@ void bw_kserve_server_ready(bw_call *call, void *user)
 
 void bw_kserve_server_metadata(bw_call *call, void *user)
 {
-    (void)user;
+    const bw_scorer *scorer = user;
     Inference__ServerMetadataResponse r = INFERENCE__SERVER_METADATA_RESPONSE__INIT;
-    char name[] = "blockwave", version[] = BW_VERSION;
+    char name[] = "blockwave", version[] = BW_VERSION, shared_memory[] = "system_shared_memory";
+    char *extensions[] = {shared_memory};
     r.name = name;
     r.version = version;
+    r.extensions = extensions;
+    r.n_extensions = scorer->shared_memory ? 1 : 0;
     bw_reply_message(call, &r.base);
 }
 

@@ -13,6 +13,7 @@
 #include "service/client/load.h"
 #include "service/client/report.h"
 #include "service/client/request.h"
+#include "service/client/shared.h"
 #include "service/grpc_transport.h"
 
 #define COMMAND "bench-client"
@@ -28,6 +29,8 @@ static const char usage[] =
     "  --input [NAME=]SOURCE   random, zeros, FILE.npy, or a PNG or JPEG file (default random)\n"
     "  --shape [NAME=]D,D,...  shape of an FP32 input; with a shape for every input the server's\n"
     "                          metadata are not asked for\n"
+    "  --shared-memory         pass inputs and outputs in POSIX shared memory, to a server on this host\n"
+    "                          that was started with --shared-memory\n"
     "  --batch N               samples in a request, 1..4096 (default 1)\n"
     "  --connections N         1..1024 (default 1)\n"
     "  --outstanding N         requests on their way on each connection, 1..4096 (default 1;\n"
@@ -53,7 +56,7 @@ typedef struct arguments {
     size_t input_count, shape_count;
     unsigned batch;
     double connect_seconds;
-    int json, done;
+    int shared_memory, json, done;
 } arguments;
 
 enum {
@@ -62,6 +65,7 @@ enum {
     OPT_PROTOCOL,
     OPT_INPUT,
     OPT_SHAPE,
+    OPT_SHARED_MEMORY,
     OPT_BATCH,
     OPT_CONNECTIONS,
     OPT_OUTSTANDING,
@@ -83,6 +87,7 @@ static const struct option options[] = {
     {"protocol", required_argument, NULL, OPT_PROTOCOL},
     {"input", required_argument, NULL, OPT_INPUT},
     {"shape", required_argument, NULL, OPT_SHAPE},
+    {"shared-memory", no_argument, NULL, OPT_SHARED_MEMORY},
     {"batch", required_argument, NULL, OPT_BATCH},
     {"connections", required_argument, NULL, OPT_CONNECTIONS},
     {"outstanding", required_argument, NULL, OPT_OUTSTANDING},
@@ -160,6 +165,9 @@ static int set_option(arguments *a, int opt)
         return add_text(a->inputs, &a->input_count, "input");
     case OPT_SHAPE:
         return add_text(a->shapes, &a->shape_count, "shape");
+    case OPT_SHARED_MEMORY:
+        a->shared_memory = 1;
+        return 0;
     case OPT_BATCH:
         return set_whole(&a->batch, "batch", optarg, 1, 4096);
     case OPT_CONNECTIONS:
@@ -228,6 +236,9 @@ static int parse(arguments *a, int argc, char **argv)
     if (a->json && !(bw_bench_is_utf8(a->load.address) && bw_bench_is_utf8(a->model) && bw_bench_is_utf8(a->version) &&
                      (!a->input_count || bw_bench_is_utf8(a->inputs[0]))))
         return bw_cli_usage(COMMAND, "--json: address, model, version and input must be UTF-8");
+    if (a->shared_memory && a->protocol != BW_BENCH_KSERVE)
+        return bw_cli_usage(COMMAND, "--shared-memory with --protocol %s: only kserve has it",
+                            bw_bench_protocol_name(a->protocol));
     if (!a->load.outstanding)
         a->load.outstanding = a->load.rate > 0 ? 1024 : 1;
     if ((uint64_t)a->load.connections * a->load.outstanding > 65536)
@@ -275,7 +286,10 @@ typedef struct session {
     bw_bench_input inputs[BW_MODEL_IO_MAX];
     size_t input_count;
     char model[256];
+    void *metadata; /* the server's answer; NULL: not asked for */
+    size_t metadata_size;
     bw_bytes message;
+    bw_bench_shared *shared; /* NULL: not used */
 } session;
 
 /* With a shape for each input nothing is asked: also for servers that cannot tell. */
@@ -303,13 +317,11 @@ static bw_status nobody_answered(const arguments *a, bw_status status, bw_error 
 static bw_status ask_inputs(const arguments *a, session *s, bw_error *err)
 {
     bw_bytes question = {0};
-    void *reply = NULL;
-    size_t size;
     bw_status status = bw_bench_metadata_request(a->model, a->version, &question, err);
     if (!status) {
         status = bw_load_call(s->load, 0, "/inference.GRPCInferenceService/ModelMetadata",
                               question.bytes ? question.bytes : (const uint8_t *)"", question.size, a->connect_seconds,
-                              &reply, &size, err);
+                              &s->metadata, &s->metadata_size, err);
         if (status == BW_UNSUPPORTED)
             bw_fail(err, status, "%s does not tell its models' inputs: give --model, and --shape NAME=D,D,... for each",
                     a->load.address);
@@ -319,8 +331,8 @@ static bw_status ask_inputs(const arguments *a, session *s, bw_error *err)
             bw_fail_context(err, status, "%s", a->load.address);
     }
     if (!status)
-        status = bw_bench_inputs_from_metadata(reply, size, s->inputs, &s->input_count, s->model, err);
-    free(reply);
+        status =
+            bw_bench_inputs_from_metadata(s->metadata, s->metadata_size, s->inputs, &s->input_count, s->model, err);
     bw_bytes_free(&question);
     return status;
 }
@@ -355,6 +367,40 @@ static bw_status make_message(const arguments *a, session *s, bw_error *err)
                   : bw_bench_message(a->protocol, s->model, a->version, s->inputs, s->input_count, &s->message, err);
 }
 
+/* Asks first whether the server is there and offers it: the segment then has its name for a moment only. */
+static bw_status share_memory(const arguments *a, session *s, bw_error *err)
+{
+    bw_status status = bw_bench_shared_probe(s->load, a->connect_seconds, err);
+    if (status == BW_TIMEOUT || status == BW_BUSY)
+        return nobody_answered(a, status, err);
+    bw_bench_shared_head head = {s->model,         a->version, s->metadata,
+                                 s->metadata_size, a->batch,   a->load.connections * a->load.outstanding};
+    if (!status)
+        status = bw_bench_shared_open(&head, s->inputs, s->input_count, &s->shared, err);
+    if (!status)
+        status = bw_bench_shared_register(s->shared, s->load, 60, err);
+    return status ? bw_fail_context(err, status, "%s", a->load.address) : BW_OK;
+}
+
+/* What the run sends. */
+static bw_status choose_messages(arguments *a, session *s, bw_error *err)
+{
+    bw_status status = make_message(a, s, err);
+    if (!status && a->shared_memory)
+        status = share_memory(a, s, err);
+    a->load.message = s->message.bytes;
+    a->load.message_size = s->message.size;
+    if (s->shared) {
+        a->load.messages = bw_bench_shared_messages(s->shared);
+        a->load.message = a->load.messages[0].bytes;
+        a->load.message_size = a->load.messages[0].size;
+        a->load.before = bw_bench_shared_fill;
+        a->load.after = bw_bench_shared_take;
+        a->load.user = s->shared;
+    }
+    return status;
+}
+
 /* One request on each connection: they are open before the run, and a request that is refused says why. */
 static bw_status try_once(const arguments *a, session *s, bw_error *err)
 {
@@ -367,7 +413,10 @@ static bw_status try_once(const arguments *a, session *s, bw_error *err)
         /* Without metadata this is the first call of all. */
         int first = !i && all_named(a);
         double seconds = first || a->connect_seconds > 60 ? a->connect_seconds : 60;
-        status = bw_load_call(s->load, i, a->load.path, s->message.bytes, s->message.size, seconds, &reply, &size, err);
+        if (a->load.before)
+            a->load.before(a->load.user, 0);
+        status =
+            bw_load_call(s->load, i, a->load.path, a->load.message, a->load.message_size, seconds, &reply, &size, err);
         free(reply);
         if (first && status == BW_TIMEOUT)
             nobody_answered(a, status, err);
@@ -381,8 +430,14 @@ static bw_status try_once(const arguments *a, session *s, bw_error *err)
 
 static int report(const arguments *a, const session *s, const bw_load_figures *f)
 {
-    bw_report_head head = {s->model, a->version, bw_bench_protocol_name(a->protocol),
-                           a->input_count ? a->inputs[0] : "random", s->inputs[0].rank ? s->inputs[0].dims[0] : 1};
+    bw_report_head head = {.model = s->model,
+                           .version = a->version,
+                           .protocol = bw_bench_protocol_name(a->protocol),
+                           .input = a->input_count ? a->inputs[0] : "random",
+                           .batch = s->inputs[0].rank ? s->inputs[0].dims[0] : 1,
+                           .shared_memory = a->shared_memory};
+    if (s->shared)
+        bw_bench_shared_bytes(s->shared, &head.shared_in, &head.shared_out);
     if (a->json) {
         json_t *root = bw_report_json(&head, &a->load, f);
         char *text = root ? json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) : NULL;
@@ -414,15 +469,15 @@ static int bench(arguments *a, session *s)
     a->load.interrupted = bw_cli_interrupted;
     bw_status status = bw_load_connect(&a->load, &s->load, &err);
     if (!status)
-        status = make_message(a, s, &err);
-    a->load.message = s->message.bytes;
-    a->load.message_size = s->message.size;
+        status = choose_messages(a, s, &err);
     if (!status)
         status = try_once(a, s, &err);
     if (!status)
         status = bw_load_run(s->load, &a->load, &figures, &err);
     int code = status ? bw_cli_fail(COMMAND, &err) : report(a, s, &figures);
     bw_load_figures_free(&figures);
+    bw_bench_shared_close(s->shared, s->load);
+    free(s->metadata);
     bw_bench_inputs_free(s->inputs, s->input_count);
     bw_load_close(s->load);
     bw_bytes_free(&s->message);

@@ -14,6 +14,7 @@
 #include "host/cli.h"
 #include "service/grpc_transport.h"
 #include "service/server.h"
+#include "service/shared_memory.h"
 #include "sim/sim.h"
 
 #define DEVICES_MAX    64
@@ -34,6 +35,9 @@ static const char usage[] =
     "                         way for others (default: the device's memory)\n"
     "  --grpc ADDR:PORT       listen here (default 127.0.0.1:50051; port 0 picks a free one), or on unix:PATH\n"
     "  --metrics ADDR:PORT    metrics for Prometheus over HTTP, at /metrics, or on unix:PATH (default: none)\n"
+    "  --shared-memory[=PREFIX]\n"
+    "                         let clients on this host pass tensors in POSIX shared memory: segments of the server's\n"
+    "                         user, or those whose names begin with PREFIX (default: none)\n"
     "  --port-file FILE       write the port there once the server is ready\n"
     "  --max-message-mb N     largest request, 1..1024 (default 64)\n"
     "  --queue N              requests that may wait, 0..100000 (default 256)\n"
@@ -59,6 +63,7 @@ static void block_signals(void)
     sigaddset(&end_signals, SIGTERM);
     pthread_sigmask(SIG_BLOCK, &end_signals, NULL);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a limit on files, met in shared memory, is the request's error */
 }
 
 /* One signal less pending: its number (also into *user), or 0. */
@@ -108,6 +113,7 @@ enum {
     OPT_LAME_DUCK,
     OPT_CONNECTIONS,
     OPT_IDLE,
+    OPT_SHARED_MEMORY,
     OPT_QUIET,
     OPT_HELP,
     OPT_VERSION
@@ -132,6 +138,7 @@ static const struct option options[] = {
     {"lame-duck-ms", required_argument, NULL, OPT_LAME_DUCK},
     {"max-connections", required_argument, NULL, OPT_CONNECTIONS},
     {"idle-seconds", required_argument, NULL, OPT_IDLE},
+    {"shared-memory", optional_argument, NULL, OPT_SHARED_MEMORY},
     {"quiet", no_argument, NULL, OPT_QUIET},
     {"help", no_argument, NULL, OPT_HELP},
     {"version", no_argument, NULL, OPT_VERSION},
@@ -225,6 +232,16 @@ static int set_option(arguments *a, int opt)
         return code;
     case OPT_IDLE:
         return set_number(&s->idle_seconds, "idle-seconds", optarg, 1, 86400);
+    case OPT_SHARED_MEMORY:
+        s->shared_memory = 1;
+        s->shared_memory_prefix = optarg;
+        if (optarg && (!optarg[strspn(optarg, "/")] || strchr(optarg + 1, '/') || strlen(optarg) > BW_SHARED_NAME_MAX))
+            return bw_cli_usage(
+                "serve",
+                "--shared-memory=%.60s: expected 1 to %d bytes with no '/' but one before them, that names "
+                "of segments begin with",
+                optarg, BW_SHARED_NAME_MAX);
+        return 0;
     case OPT_QUIET:
         a->quiet = 1;
         return 0;
@@ -267,19 +284,27 @@ static int parse(arguments *a, int argc, char **argv)
 
 /* --- main --------------------------------------------------------------------------------------------------------- */
 
-/* As many descriptors as allowed; fewer connections if that is not enough for them. */
-static void fit_connections(bw_server_options *o)
+/* Descriptors for models, devices and libraries. */
+#define RESERVE 128
+
+/* As many descriptors as allowed; fewer connections, and regions of shared memory, if that is not enough for them. */
+static void fit_descriptors(bw_server_options *o)
 {
     struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit))
-        return;
-    limit.rlim_cur = limit.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &limit);
-    /* Models, devices and libraries need some too. */
-    rlim_t reserve = 128;
-    if (!getrlimit(RLIMIT_NOFILE, &limit) && limit.rlim_cur != RLIM_INFINITY &&
-        limit.rlim_cur < (rlim_t)o->max_connections + reserve)
-        o->max_connections = limit.rlim_cur > reserve + 16 ? (int)(limit.rlim_cur - reserve) : 16;
+    rlim_t regions = o->shared_memory ? o->shared_memory_regions : 0;
+    if (!getrlimit(RLIMIT_NOFILE, &limit)) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+    if (!getrlimit(RLIMIT_NOFILE, &limit) && limit.rlim_cur != RLIM_INFINITY) {
+        if (regions > limit.rlim_cur / 4)
+            regions = limit.rlim_cur / 4;
+        rlim_t others = RESERVE + regions;
+        if (limit.rlim_cur < (rlim_t)o->max_connections + others)
+            o->max_connections = limit.rlim_cur > others + 16 ? (int)(limit.rlim_cur - others) : 16;
+    }
+    o->shared_memory_regions = regions;
+    o->shared_memory_fd_from = o->max_connections + RESERVE;
 }
 
 static bw_status write_port(const char *path, int port, bw_error *err)
@@ -348,6 +373,6 @@ int main(int argc, char **argv)
         return code;
     if (!getenv("BW_LOG"))
         bw_log_set_level(a.quiet ? BW_LOG_WARN : BW_LOG_INFO);
-    fit_connections(&a.server);
+    fit_descriptors(&a.server);
     return serve(&a);
 }

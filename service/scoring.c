@@ -24,8 +24,10 @@ bw_scoring *bw_scoring_new(bw_scorer *scorer)
 
 static void free_inputs(bw_scoring *s)
 {
-    for (int i = 0; s->inputs && i < s->model->input_count; i++)
+    for (int i = 0; s->inputs && i < s->model->input_count; i++) {
         bw_array_free(&s->inputs[i]);
+        bw_tensor_close(&s->readers[i]);
+    }
     free(s->pictures);
     s->pictures = NULL;
     s->picture_count = 0;
@@ -110,6 +112,11 @@ static void succeed(bw_scoring *s)
     bw_writer w;
     size_t count = 0;
     free_inputs(s);
+    bw_error err;
+    if (s->deliver && s->deliver(s, &err)) {
+        bw_scoring_fail(s, &err);
+        return;
+    }
     bw_writer_init(&w);
     s->encode(s, &w);
     const bw_chunk *chunks = bw_writer_finish(&w, &count);
@@ -119,7 +126,6 @@ static void succeed(bw_scoring *s)
         bw_call_finish(s->call, BW_CODE_OK, "", chunks, count, meta, n);
         bw_scoring_release(s);
     } else {
-        bw_error err;
         bw_fail(&err, BW_NO_MEMORY, "out of memory for the reply: try again later");
         bw_scoring_fail(s, &err);
     }
@@ -261,8 +267,8 @@ bw_status bw_scoring_input(bw_scoring *s, const bw_tensor_in *t, bw_error *err)
         return status;
     const bw_io *io = s->model->inputs[index];
     status = bw_tensor_check_shape(s->model, io, t->dims, t->rank, err);
-    /* Without a call there is no message that would stay. */
-    int later = t->in_message && s->call;
+    /* Without a call there is no message that would stay, and no run. */
+    int shared = t->shared.region != NULL, later = (t->in_message || shared) && s->call;
     if (!status)
         status = later ? shape_input(s, index, t->dims, err) : make_input(s, index, t->dims, err);
     if (status)
@@ -270,10 +276,11 @@ bw_status bw_scoring_input(bw_scoring *s, const bw_tensor_in *t, bw_error *err)
     bw_array *a = &s->inputs[index];
     bw_tensor_reader *r = &s->readers[index];
     size_t count = a->bytes / sizeof(float);
-    status = bw_tensor_open(r, t->element, t->storage, t->values, t->repeat, count, io->name, err);
+    status = shared ? bw_tensor_open_shared(r, t->element, &t->shared, count, io->name, err)
+                    : bw_tensor_open(r, t->element, t->storage, t->values, t->repeat, count, io->name, err);
     if (!status && later) {
         s->sources[index] = (bw_source){read_values, r};
-        s->keep_message = 1;
+        s->keep_message |= t->in_message;
     } else if (!status) {
         status = bw_tensor_read(r, 0, count, a->data, err);
     }
@@ -477,7 +484,7 @@ void bw_scoring_submit(bw_scoring *s)
     if (!s->keep_message)
         bw_call_drop_message(s->call);
     s->job.run = work;
-    s->job.bytes = s->keep_message ? s->call->message_size : 0;
+    s->job.bytes = s->held_bytes + (s->keep_message ? s->call->message_size : 0);
     for (int i = 0; i < s->model->input_count; i++) {
         s->input_bytes += s->inputs[i].bytes;
         s->job.bytes += s->inputs[i].data ? s->inputs[i].bytes : 0;

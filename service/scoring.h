@@ -24,8 +24,9 @@
 typedef struct bw_scorer {
     bw_repository *repository;
     bw_scheduler *scheduler;
-    size_t tensor_bytes_max; /* fp32 inputs of one request */
-    uint64_t timeout_ns;     /* of a request without a nearer deadline */
+    bw_shared_memory *shared_memory; /* NULL: not offered */
+    size_t tensor_bytes_max;         /* fp32 inputs of one request */
+    uint64_t timeout_ns;             /* of a request without a nearer deadline */
     /* Called when a model has lost its last device; may be NULL. */
     void (*model_lost)(const bw_model *m, void *user);
     void *model_lost_user;
@@ -39,7 +40,7 @@ struct bw_scoring {
     bw_call *call;
     bw_model *model;
     bw_array *inputs, *outputs; /* as many as the model has, once it is chosen; one block with what follows */
-    bw_source *sources;         /* of inputs whose values stay in the call's message until the run */
+    bw_source *sources;         /* of inputs whose values stay where they lie until the run */
     bw_tensor_reader *readers;
     bw_cursor *pictures; /* in input model->picture_input; they lie in the call's message or in `request` */
     size_t picture_count;
@@ -48,9 +49,11 @@ struct bw_scoring {
     /* the protocol's: its request, and how outputs become a message */
     void *request;
     void (*request_free)(void *request);
+    bw_status (*deliver)(bw_scoring *s, bw_error *err); /* outputs that the message does not carry; NULL: none */
     void (*encode)(bw_scoring *s, bw_writer *w);
 
     size_t input_bytes;
+    size_t held_bytes; /* memory that `request` holds besides the message */
     bw_timing timing;
     uint64_t decoded_ns, started_ns, preprocess_ns;
     int ran;
@@ -64,14 +67,16 @@ typedef struct bw_tensor_in {
     int rank;
     int64_t dims[BW_RANK_MAX];
     bw_cursor values;
-    int in_message; /* the values lie in the call's message, not in what was unpacked of it */
-    int repeat;     /* fewer values than the shape needs are filled up with the last */
+    bw_shared_range shared; /* region not NULL: the values lie there, until the protocol's request is freed */
+    int in_message;         /* the values lie in the call's message, not in what was unpacked of it */
+    int repeat;             /* fewer values than the shape needs are filled up with the last */
 } bw_tensor_in;
 
 /* NULL: the call has been answered (deadline over, queue full, no memory). */
 bw_scoring *bw_scoring_begin(bw_scorer *scorer, bw_call *call);
 bw_status bw_scoring_choose(bw_scoring *s, const char *name, const char *version, bw_error *err);
-/* Finds the input by name and converts the tensor into it; values in the call's message only when they are needed. */
+/* Finds the input by name and converts the tensor into it; values in the call's message or in shared memory only when
+ * they are needed. */
 bw_status bw_scoring_input(bw_scoring *s, const bw_tensor_in *t, bw_error *err);
 /* Encoded pictures for an input; `pictures` is malloc'ed and taken over in any case. t->values is not looked at. */
 bw_status bw_scoring_pictures(bw_scoring *s, const bw_tensor_in *t, bw_cursor *pictures, size_t count, bw_error *err);

@@ -16,10 +16,12 @@
 #include "service/grpc_transport.h"
 #include "service/health.h"
 #include "service/kserve.h"
+#include "service/kserve_shared_memory.h"
 #include "service/metrics.h"
 #include "service/predict.h"
 
 #define METHODS_MAX 16
+#define INFERENCE   "/inference.GRPCInferenceService/"
 
 struct bw_server {
     bw_scorer scorer;
@@ -51,6 +53,7 @@ void bw_server_defaults(bw_server_options *o)
     o->drain_seconds = 30;
     o->max_connections = 10000;
     o->idle_seconds = 600;
+    o->shared_memory_regions = BW_SHARED_REGIONS_MAX;
 }
 
 /* Pictures and CPU stages want a thread per CPU; one more keeps the device busy meanwhile. */
@@ -71,12 +74,15 @@ static void add_methods(bw_server *s)
     s->service.methods = s->methods;
     bw_scorer *scorer = &s->scorer;
     add_method(s, "/tensorflow.serving.PredictionService/Predict", bw_predict_handle, scorer);
-    add_method(s, "/inference.GRPCInferenceService/ModelInfer", bw_kserve_model_infer, scorer);
-    add_method(s, "/inference.GRPCInferenceService/ServerLive", bw_kserve_server_live, scorer);
-    add_method(s, "/inference.GRPCInferenceService/ServerReady", bw_kserve_server_ready, scorer);
-    add_method(s, "/inference.GRPCInferenceService/ModelReady", bw_kserve_model_ready, scorer);
-    add_method(s, "/inference.GRPCInferenceService/ServerMetadata", bw_kserve_server_metadata, scorer);
-    add_method(s, "/inference.GRPCInferenceService/ModelMetadata", bw_kserve_model_metadata, scorer);
+    add_method(s, INFERENCE "ModelInfer", bw_kserve_model_infer, scorer);
+    add_method(s, INFERENCE "ServerLive", bw_kserve_server_live, scorer);
+    add_method(s, INFERENCE "ServerReady", bw_kserve_server_ready, scorer);
+    add_method(s, INFERENCE "ModelReady", bw_kserve_model_ready, scorer);
+    add_method(s, INFERENCE "ServerMetadata", bw_kserve_server_metadata, scorer);
+    add_method(s, INFERENCE "ModelMetadata", bw_kserve_model_metadata, scorer);
+    add_method(s, INFERENCE "SystemSharedMemoryStatus", bw_kserve_shared_memory_status, scorer);
+    add_method(s, INFERENCE "SystemSharedMemoryRegister", bw_kserve_shared_memory_register, scorer);
+    add_method(s, INFERENCE "SystemSharedMemoryUnregister", bw_kserve_shared_memory_unregister, scorer);
     add_method(s, "/grpc.health.v1.Health/Check", bw_health_check, s->health);
     add_method(s, "/grpc.health.v1.Health/Watch", bw_health_watch, s->health);
 }
@@ -152,6 +158,7 @@ static void free_server(bw_server *s)
         bw_fleet_stop(s->fleet);
     bw_scheduler_destroy(s->scorer.scheduler);
     bw_repository_free(s->scorer.repository);
+    bw_shared_memory_free(s->scorer.shared_memory);
     bw_health_free(s->health);
     bw_fleet_free(s->fleet);
     pthread_mutex_destroy(&s->state_mutex);
@@ -172,7 +179,10 @@ bw_status bw_server_start(const bw_server_options *o, bw_server **server, bw_err
     s->scorer.model_lost_user = s;
     s->scorer.repository = bw_repository_new();
     s->health = bw_health_new(service_names, sizeof service_names / sizeof service_names[0]);
-    bw_status status = s->scorer.repository && s->health
+    if (o->shared_memory)
+        s->scorer.shared_memory =
+            bw_shared_memory_new(o->shared_memory_prefix, o->shared_memory_regions, o->shared_memory_fd_from);
+    bw_status status = s->scorer.repository && s->health && (s->scorer.shared_memory || !o->shared_memory)
                            ? bw_scheduler_create(o->workers ? o->workers : default_workers(), o->queue,
                                                  message_bytes * 8, &s->scorer.scheduler, err)
                            : bw_fail(err, BW_NO_MEMORY, "out of memory starting the server");

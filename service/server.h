@@ -33,6 +33,10 @@ typedef struct bw_server_options {
     unsigned timeout_seconds, upload_seconds;
     unsigned lame_duck_ms, drain_seconds;
     int max_connections;
+    int shared_memory;                /* let clients on this host name segments: service/shared_memory.h */
+    const char *shared_memory_prefix; /* that their names begin with; NULL: those of the server's user */
+    size_t shared_memory_regions;     /* the most that are registered */
+    int shared_memory_fd_from;        /* their descriptors' lowest number */
     unsigned idle_seconds;
 } bw_server_options;
 

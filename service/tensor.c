@@ -177,6 +177,83 @@ bw_status bw_tensor_open(bw_tensor_reader *r, bw_element element, bw_storage sto
     return BW_OK;
 }
 
+/* For shared memory that is not mapped. Two pages, read along page borders, cost the kernel the least for a byte, and
+ * the windows of a picture's planes stay in the first-level cache with what they are copied to. */
+#define PAGE         4096u
+#define WINDOW_BYTES (2 * PAGE)
+#define WINDOWS      4
+
+struct bw_tensor_window {
+    uint64_t begin, end; /* of the tensor, bytes */
+    _Alignas(64) uint8_t bytes[WINDOW_BYTES];
+};
+
+bw_status bw_tensor_open_shared(bw_tensor_reader *r, bw_element element, const bw_shared_range *values, size_t count,
+                                const char *name, bw_error *err)
+{
+    bw_slice none = {NULL, 0};
+    bw_cursor as_if = bw_cursor_over(&none, 1);
+    as_if.left = values->size;
+    bw_status status = bw_tensor_open(r, element, BW_STORAGE_SAME, as_if, 0, count, name, err);
+    if (status)
+        return status;
+    r->shared = *values;
+    if (bw_shared_is_mapped(values))
+        return BW_OK;
+    r->windows = aligned_alloc(64, WINDOWS * sizeof *r->windows);
+    if (!r->windows)
+        return bw_fail(err, BW_NO_MEMORY, "out of memory for input '%.100s': try again later", name);
+    for (unsigned i = 0; i < WINDOWS; i++)
+        r->windows[i].begin = r->windows[i].end = 0;
+    return BW_OK;
+}
+
+void bw_tensor_close(bw_tensor_reader *r)
+{
+    free(r->windows);
+    r->windows = NULL;
+}
+
+/* The window that holds byte `at`, read if there is none: then the one whose turn it is. */
+static bw_status find_window(bw_tensor_reader *r, uint64_t at, bw_tensor_window **window, bw_error *err)
+{
+    for (unsigned i = 0; i < WINDOWS; i++) {
+        *window = &r->windows[i];
+        if (at >= (*window)->begin && at < (*window)->end)
+            return BW_OK;
+    }
+    r->oldest = (r->oldest + 1) % WINDOWS;
+    bw_tensor_window *w = *window = &r->windows[r->oldest];
+    uint64_t place = bw_shared_place(&r->shared), page = (place + at) / PAGE * PAGE;
+    uint64_t begin = page > place ? page - place : 0, end = page - place + WINDOW_BYTES;
+    if (end > r->shared.size)
+        end = r->shared.size;
+    w->begin = w->end = 0;
+    bw_status status = bw_shared_read(&r->shared, begin, w->bytes, (size_t)(end - begin), err);
+    if (!status) {
+        w->begin = begin;
+        w->end = end;
+    }
+    return status;
+}
+
+static bw_status copy_shared(bw_tensor_reader *r, uint64_t at, void *to, size_t size, bw_error *err)
+{
+    if (!r->windows)
+        return bw_shared_read(&r->shared, at, to, size, err);
+    for (size_t done = 0, here; done < size; done += here) {
+        bw_tensor_window *w;
+        bw_status status = find_window(r, at + done, &w, err);
+        if (status)
+            return status;
+        here = (size_t)(w->end - (at + done));
+        if (here > size - done)
+            here = size - done;
+        memcpy((uint8_t *)to + done, w->bytes + (at + done - w->begin), here);
+    }
+    return BW_OK;
+}
+
 /* A cursor at value `first`, from the nearest place before it, and that place's mark, which is to be moved on. */
 static unsigned find_mark(bw_tensor_reader *r, size_t first, size_t size, bw_cursor *c)
 {
@@ -205,7 +282,13 @@ static bw_status convert(bw_tensor_reader *r, bw_cursor *c, size_t first, size_t
     size_t step = r->storage == BW_STORAGE_SAME ? sizeof piece / size : 512;
     for (size_t at = 0; at < count; at += step) {
         size_t n = count - at < step ? count - at : step;
-        bw_cursor_copy(c, piece, n * size);
+        bw_status status = BW_OK;
+        if (r->shared.region)
+            status = copy_shared(r, (first + at) * size, piece, n * size, err);
+        else
+            bw_cursor_copy(c, piece, n * size);
+        if (status)
+            return status;
         if (r->storage != BW_STORAGE_SAME) {
             for (size_t i = 0; i < n; i++) {
                 uint32_t bits;
@@ -231,6 +314,9 @@ bw_status bw_tensor_read(bw_tensor_reader *r, size_t first, size_t count, float 
     size_t n = first >= r->have ? 1 : r->have - first < count ? r->have - first : count;
     if (!count)
         return BW_OK;
+    if (r->shared.region) /* there is never less than the shape needs */
+        return r->element == BW_ELEMENT_F32 ? copy_shared(r, first * size, out, count * size, err)
+                                            : convert(r, NULL, first, count, out, err);
     bw_cursor c;
     unsigned mark = find_mark(r, begin, size, &c);
     if (r->element == BW_ELEMENT_F32 && r->storage == BW_STORAGE_SAME) {

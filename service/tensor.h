@@ -10,6 +10,7 @@
 
 #include "host/graph.h"
 #include "service/model.h"
+#include "service/shared_memory.h"
 #include "service/wire.h"
 
 /* X(name, bytes on the wire, KServe's name, TensorFlow's name, TensorFlow's number) */
@@ -59,13 +60,18 @@ typedef enum bw_storage {
     BW_STORAGE_U32  /* uint32 holding UINT8, UINT16 */
 } bw_storage;
 
+/* What was read last of a tensor in shared memory that is not mapped: pages around each place where reading goes on. */
+typedef struct bw_tensor_window bw_tensor_window;
+
 /* A tensor as it arrived, its size checked: the values are read from where they lie, in any order. */
 typedef struct bw_tensor_reader {
     bw_element element;
     bw_storage storage;
     bw_cursor values;
-    size_t have, count; /* values sent, and of the shape: the last one fills up */
-    const char *name;   /* borrowed */
+    bw_shared_range shared;    /* region not NULL: the values lie there; borrowed */
+    bw_tensor_window *windows; /* of it, owned; NULL: mapped */
+    size_t have, count;        /* values sent, and of the shape: the last one fills up */
+    const char *name;          /* borrowed */
     /* Where reading ended lately: the planes of a picture are read side by side. */
     struct {
         size_t at; /* 0: not yet */
@@ -78,7 +84,12 @@ typedef struct bw_tensor_reader {
  * number of bytes. */
 bw_status bw_tensor_open(bw_tensor_reader *r, bw_element element, bw_storage storage, bw_cursor values, int repeat,
                          size_t count, const char *name, bw_error *err);
-/* Converts values first .. first+count-1 to fp32. BW_INVALID_ARGUMENT: a value out of the element's range. */
+/* The same for values in shared memory; the range outlives the reader. Close the reader. BW_NO_MEMORY too. */
+bw_status bw_tensor_open_shared(bw_tensor_reader *r, bw_element element, const bw_shared_range *values, size_t count,
+                                const char *name, bw_error *err);
+void bw_tensor_close(bw_tensor_reader *r); /* a zeroed one is allowed */
+/* Converts values first .. first+count-1 to fp32. BW_INVALID_ARGUMENT: a value out of the element's range; errors of
+ * bw_shared_read. */
 bw_status bw_tensor_read(bw_tensor_reader *r, size_t first, size_t count, float *out, bw_error *err);
 
 /* Index of the input (or output) meant by `name`: its exact name; the name with ":0" behind; `alias` if there is just

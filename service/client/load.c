@@ -114,6 +114,11 @@ bw_status bw_load_connect(const bw_load_options *o, bw_load **load, bw_error *er
     return BW_OK;
 }
 
+void bw_load_ignore_interrupts(bw_load *l)
+{
+    l->interrupted = NULL;
+}
+
 void bw_load_close(bw_load *l)
 {
     if (!l)
@@ -339,6 +344,19 @@ static double cpu_seconds(void)
     return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) + (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) * 1e-6;
 }
 
+/* Sends the slot's request, whose time has begun. */
+static void send(run *r, slot *s)
+{
+    const bw_load_options *o = r->o;
+    unsigned number = (unsigned)(s - r->slots);
+    if (o->before)
+        o->before(o->user, number);
+    const bw_slice *own = o->messages ? &o->messages[number] : NULL;
+    atomic_fetch_add(&r->flying, 1);
+    start_call(s, r->load->queue, r->path, own ? grpc_slice_from_static_buffer(own->bytes, own->size) : r->message,
+               o->deadline_seconds, 0);
+}
+
 /* --- open loop ---------------------------------------------------------------------------------------------------- */
 
 static void push_free(run *r, slot *s)
@@ -396,8 +414,7 @@ static void *send_loop(void *arg)
             bw_histogram_add(r->f->late_ns, bw_now_ns() - intended);
         }
         s->intended_ns = intended;
-        atomic_fetch_add(&r->flying, 1);
-        start_call(s, r->load->queue, r->path, r->message, o->deadline_seconds, 0);
+        send(r, s);
     }
     return NULL;
 }
@@ -406,15 +423,15 @@ static void *send_loop(void *arg)
 
 static void send_next(slot *s, uint64_t now)
 {
-    run *r = s->run;
     s->intended_ns = now;
-    atomic_fetch_add(&r->flying, 1);
-    start_call(s, r->load->queue, r->path, r->message, r->o->deadline_seconds, 0);
+    send(s->run, s);
 }
 
 static void answered(run *r, slot *s)
 {
     BW_TAKE_OVER(s);
+    if (r->o->after && s->code == GRPC_STATUS_OK)
+        r->o->after(r->o->user, (unsigned)(s - r->slots));
     uint64_t now = bw_now_ns();
     record(r, s, now);
     int refused = s->code != GRPC_STATUS_OK && now - s->intended_ns < REFUSED_PAUSE_NS;

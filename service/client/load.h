@@ -18,6 +18,7 @@
 
 #include <stddef.h>
 
+#include "hal/base.h"
 #include "kernels/status.h"
 #include "service/client/histogram.h"
 
@@ -35,6 +36,12 @@ typedef struct bw_load_options {
     const char *path; /* of the method */
     const void *message;
     size_t message_size;
+    /* NULL, or the messages of those that are on their way at once, connections * outstanding of them, instead. */
+    const bw_slice *messages;
+    /* NULL, or called with the number of a message: before it is sent, when its time is running, from the thread that
+     * sends; and after a good answer, whose time is running still, from the thread that receives. */
+    void (*before)(void *user, unsigned number), (*after)(void *user, unsigned number);
+    void *user;
     int (*interrupted)(void); /* asked ten times a second; may be NULL */
 } bw_load_options;
 
@@ -75,6 +82,8 @@ bw_status bw_load_call(bw_load *load, unsigned connection, const char *path, con
 /* Runs the load to its end. figures is zeroed and filled; bw_load_figures_free in any case. BW_NO_MEMORY. */
 bw_status bw_load_run(bw_load *load, const bw_load_options *options, bw_load_figures *figures, bw_error *err);
 void bw_load_figures_free(bw_load_figures *figures);
+/* Calls from here on are not given up for *interrupted: what has to be said at the end. */
+void bw_load_ignore_interrupts(bw_load *load);
 void bw_load_close(bw_load *load); /* NULL allowed */
 
 const char *bw_load_code_name(unsigned code); /* "UNAVAILABLE" */

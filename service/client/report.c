@@ -72,8 +72,11 @@ static void print_stages(FILE *out, const bw_load_figures *f)
 
 void bw_report_text(FILE *out, const bw_report_head *head, const bw_load_options *o, const bw_load_figures *f)
 {
-    fprintf(out, "%s, model '%s'%s%s, %s, input %s, %zu bytes a request\n", o->address, head->model,
+    fprintf(out, "%s, model '%s'%s%s, %s, input %s, %zu bytes a request", o->address, head->model,
             head->version[0] ? " version " : "", head->version, head->protocol, head->input, o->message_size);
+    if (head->shared_memory)
+        fprintf(out, " and %zu in shared memory, %zu of the answer", head->shared_in, head->shared_out);
+    fputc('\n', out);
     if (o->rate > 0)
         fprintf(out, "open loop: %g requests/s, %s, over %u connections", o->rate,
                 o->poisson ? "Poisson arrivals" : "evenly spaced", o->connections);
@@ -89,7 +92,7 @@ void bw_report_text(FILE *out, const bw_report_head *head, const bw_load_options
     fprintf(out, "\n  throughput  %.1f requests/s", per_second(f, f->in_time));
     if (head->batch > 1)
         fprintf(out, ", %.1f samples/s", per_second(f, f->in_time) * (double)head->batch);
-    fprintf(out, ", %.1f MB/s sent\n", per_second(f, f->in_time) * (double)o->message_size * 1e-6);
+    fprintf(out, ", %.1f MB/s sent\n", per_second(f, f->in_time) * (double)(o->message_size + head->shared_in) * 1e-6);
     if (f->ok)
         print_quantiles(out, "latency", f->latency_ns, 1e-6);
     if (f->late_ns->count)
@@ -144,6 +147,10 @@ json_t *bw_report_json(const bw_report_head *head, const bw_load_options *o, con
                   quantiles(f->latency_ns, 1e-3), "server_us", server, "errors", errors);
     if (root && rest)
         json_object_update(root, rest);
+    if (root && head->shared_memory) {
+        json_object_set_new(root, "shared_request_bytes", json_integer((json_int_t)head->shared_in));
+        json_object_set_new(root, "shared_reply_bytes", json_integer((json_int_t)head->shared_out));
+    }
     json_decref(rest);
     if (root && device >= 0) {
         json_object_set_new(root, "device_share", json_real(device));

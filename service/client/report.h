@@ -11,6 +11,8 @@
 typedef struct bw_report_head {
     const char *model, *version, *protocol, *input;
     long long batch;
+    size_t shared_in, shared_out; /* bytes of a request's tensors in shared memory */
+    int shared_memory;
 } bw_report_head;
 
 void bw_report_text(FILE *out, const bw_report_head *head, const bw_load_options *o, const bw_load_figures *f);

@@ -52,6 +52,13 @@ class Server:
         self.log.close()
 
 
+class SharedMemory:
+    """The same server, tensors in shared memory."""
+
+    def __init__(self, server):
+        self.name, self.address, self.cpu_seconds = f"{server.name}, shared", server.address, server.cpu_seconds
+
+
 def client(options, server, *args):
     command = [os.path.join(options.bin, "blockwave-bench-client"), server.address, "--json", *args]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -65,12 +72,15 @@ def client(options, server, *args):
 
 def load(options, server, model, values, seconds, outstanding, connections):
     before = server.cpu_seconds()
-    figures = client(options, server, "--model", model, "--shape", f"x=1,{values}", "--warmup", "0",
+    # With a shape nothing is asked before the run; outputs go to shared memory only if their size can be asked for.
+    inputs = ["--shared-memory"] if isinstance(server, SharedMemory) else ["--shape", f"x=1,{values}"]
+    figures = client(options, server, "--model", model, *inputs, "--warmup", "0",
                      "--duration", str(seconds), "--outstanding", str(outstanding), "--connections", str(connections))
     cpu = server.cpu_seconds() - before
     # The first request of each connection comes before the run.
     return {"cpu_us": 1e6 * cpu / (figures["ok"] + connections), "p50_us": figures["latency_us"]["p50"],
-            "p99_us": figures["latency_us"]["p99"], "rps": figures["throughput_per_second"]}
+            "p99_us": figures["latency_us"]["p99"], "rps": figures["throughput_per_second"],
+            "client_cpu_us": figures["client_cpu_us_per_request"]}
 
 
 def compare(options, servers, payload):
@@ -96,47 +106,62 @@ def compare(options, servers, payload):
 
 def print_rows(rows):
     print(f"{rows[0]['payload_bytes']} bytes")
-    print(f"  {'':22} {'CPU us':>8} {'p50 us':>9} {'p99 us':>9} {'requests/s':>11}   ours to it: CPU, p99, requests/s")
+    print(f"  {'':23} {'CPU us':>8} {'client CPU':>10} {'p50 us':>9} {'p99 us':>9} {'requests/s':>11}   ours to it: CPU, "
+          "p99, requests/s")
     for row in rows:
         ratio = row["ours_to_this"]
         compared = "" if row is rows[0] else f"   {ratio['cpu_us']:.2f} x, {ratio['p99_us']:.2f} x, {ratio['rps']:.2f} x"
-        print(f"  {row['server']:22} {row['cpu_us']:8.1f} {row['p50_us']:9.0f} {row['p99_us']:9.0f} {row['rps']:11.0f}"
+        print(f"  {row['server']:23} {row['cpu_us']:8.1f} {row['client_cpu_us']:10.1f} {row['p50_us']:9.0f} "
+              f"{row['p99_us']:9.0f} {row['rps']:11.0f}"
               f"{compared}", flush=True)
 
 
 def verdict(rows):
     return [f"{row['payload_bytes']} bytes, {row['server']}: CPU {row['ours_to_this']['cpu_us']:.2f} x (target "
             f"{CPU_TARGET}), p99 {row['ours_to_this']['p99_us']:.2f} x (target 1)"
-            for row in rows[1:] if row["ours_to_this"]["cpu_us"] > CPU_TARGET or row["ours_to_this"]["p99_us"] > 1]
+            for row in rows[1:] if "echo" in row["server"] and (row["ours_to_this"]["cpu_us"] > CPU_TARGET
+                                                                or row["ours_to_this"]["p99_us"] > 1)]
+
+
+def print_share(network, device, way, run):
+    stages = {name: round(h["mean"], 1) for name, h in run["server_us"].items()}
+    latency = run["latency_us"]
+    shared = f" and {run['shared_request_bytes']} in shared memory" if "shared_request_bytes" in run else ""
+    print(f"{os.path.basename(network)}{f' on {device}' if device else ''} over {way}: {run['request_bytes']} bytes a "
+          f"request{shared}, one at a time: p50 {latency['p50'] / 1e3:.2f} ms, p99 {latency['p99'] / 1e3:.2f} ms")
+    print(f"  of the mean latency {latency['mean'] / 1e3:.2f} ms: device {100 * run['device_share']:.2f} %, "
+          f"network's CPU stages {100 * run['cpu_stage_share']:.2f} %, service {100 * run['service_share']:.2f} % "
+          f"(target {100 * SHARE_TARGET:g})")
+    total, on_device = stages["total"], stages["device"]
+    outside = latency["mean"] - total
+    rest = outside + total - on_device
+    print(f"  all but the device: {rest:.0f} us, {100 * rest / latency['mean']:.2f} %: client, kernel and gRPC before and "
+          f"after the server's clock {outside:.0f}, server {total - on_device:.0f} (values into the device's order and CPU "
+          f"stages included)")
+    print(f"  server's own times in us: {stages}", flush=True)
 
 
 def share(options, work, address, device=None):
-    """The service's part of a network's latency: all but the device and the network's own stages on the CPU."""
+    """The service's part of a network's latency: all but the device and the network's own stages on the CPU. Tensors in
+    the messages and in shared memory, turn by turn; the medians of each."""
     local = address.startswith("unix:")
+    way = "a Unix-domain socket" if local else "TCP, loopback"
+    ways = {"message": [], "shared_memory": ["--shared-memory"]}
     server = Server(work, "network", [os.path.join(options.bin, "blockwave-serve"), options.network, "--grpc", address,
-                                      "--port-file", "PORT_FILE", "--lame-duck-ms", "0", "--quiet"]
+                                      "--port-file", "PORT_FILE", "--lame-duck-ms", "0", "--quiet", "--shared-memory"]
                     + (["--device", device] if device else []), address if local else None)
+    runs = {name: [] for name in ways}
     try:
-        runs = [client(options, server, "--warmup", "0.5", "--duration", str(max(2, options.seconds)))
-                for _ in range(options.rounds)]
+        for number in range(options.rounds):
+            for name in sorted(ways, reverse=number % 2 == 1):
+                runs[name].append(client(options, server, "--warmup", "0.5", "--duration", str(max(2, options.seconds)),
+                                         *ways[name]))
     finally:
         server.stop()
-    run = sorted(runs, key=lambda r: r["service_share"])[len(runs) // 2]
-    stages = {name: round(h["mean"], 1) for name, h in run["server_us"].items()}
-    print(f"{os.path.basename(options.network)}{f' on {device}' if device else ''} over "
-          f"{'a Unix-domain socket' if local else 'TCP, loopback'}: "
-          f"{run['request_bytes']} bytes a request, one at a time: p50 "
-          f"{run['latency_us']['p50'] / 1e3:.2f} ms, p99 {run['latency_us']['p99'] / 1e3:.2f} ms")
-    print(f"  of the mean latency {run['latency_us']['mean'] / 1e3:.2f} ms: device {100 * run['device_share']:.2f} %, "
-          f"network's CPU stages {100 * run['cpu_stage_share']:.2f} %, service {100 * run['service_share']:.2f} % "
-          f"(target {100 * SHARE_TARGET:g})")
-    total, device = stages["total"], stages["device"]
-    outside = run["latency_us"]["mean"] - total
-    print(f"  all but the device, in us: {outside + total - device:.0f}: client, kernel and gRPC before and after the "
-          f"server's clock {outside:.0f}, server {total - device:.0f} (values into the device's order and CPU stages "
-          f"included)")
-    print(f"  server's own times in us: {stages}")
-    return run
+    medians = {name: sorted(of, key=lambda r: r["service_share"])[len(of) // 2] for name, of in runs.items()}
+    for run in medians.values():
+        print_share(options.network, device, way, run)
+    return medians
 
 
 def main():
@@ -161,7 +186,7 @@ def main():
         echo = os.path.join(options.echo, "echo_server")
         servers = [Server(work, "blockwave-serve", [os.path.join(options.bin, "blockwave-serve"), *packages, "--grpc",
                                                     "127.0.0.1:0", "--port-file", "PORT_FILE", "--lame-duck-ms", "0",
-                                                    "--quiet"])]
+                                                    "--quiet", "--shared-memory"])]
         try:
             if os.access(echo, os.X_OK):
                 servers += [Server(work, f"C++ echo, {kind}", [echo, "PORT_FILE", kind]) for kind in ("tuned", "plain")]
@@ -171,7 +196,7 @@ def main():
                   f"{options.seconds:g} s, medians")
             missed = []
             for payload in payloads:
-                rows = compare(options, servers, payload)
+                rows = compare(options, [*servers, SharedMemory(servers[0])], payload)
                 print_rows(rows)
                 missed += verdict(rows)
                 result["rows"] += rows

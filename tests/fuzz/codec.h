@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The body of the codec fuzzers: DECODE is the decoder under test. */
+/* The body of the codec fuzzers: DECODE is the decoder under test; PREPARE, if defined, is called with the scorer
+ * before each message. */
 #ifndef BW_TESTS_FUZZ_CODEC_H
 #define BW_TESTS_FUZZ_CODEC_H
 
@@ -49,6 +50,10 @@ static void encode_reply(bw_scoring *s)
     bw_writer *w = calloc(1, sizeof *w);
     if (!w || s->model->ops->run(s->model->self, s->inputs, s->outputs, NULL, NULL))
         abort();
+    if (s->deliver && s->deliver(s, NULL)) {
+        free(w); /* no room for the output */
+        return;
+    }
     s->encode(s, w);
     size_t count, total = 0;
     const bw_chunk *chunks = bw_writer_finish(w, &count);
@@ -68,6 +73,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (!scorer.repository)
         serve_models();
+#ifdef PREPARE
+    PREPARE(&scorer);
+#endif
     if (!size)
         return 0;
     size_t cut = (size - 1) * data[0] / 255;

@@ -13,7 +13,7 @@ import inference_pb2
 import inference_pb2_grpc
 import numpy as np
 from PIL import Image
-from support import SLOW, SLOW_DEVICE, WORK, Server, package, quantized, run
+from support import SLOW, SLOW_DEVICE, WORK, Server, Skip, package, quantized, run
 
 BENCH = os.path.join(os.environ["BW_BIN"], "blockwave-bench-client")
 
@@ -149,6 +149,70 @@ def what_is_sent():
     assert f["ok"] > 0 and f["failed"] == 0 and f["server_us"]["preprocess"]["mean"] > 0, f
 
 
+def left_segments():
+    return [name for name in os.listdir("/dev/shm") if name.startswith("blockwave-bench-")]
+
+
+def tensors_in_shared_memory():
+    png = os.path.join(WORK, "small.png")
+    Image.fromarray(np.full((8, 8, 3), 7, "u1")).save(png)
+    with Server(package("double"), package("sum"), package("picture"), "--shared-memory") as sharing:
+        regions = lambda: list(sharing.client.kserve.SystemSharedMemoryStatus(
+            inference_pb2.SystemSharedMemoryStatusRequest(), timeout=10).regions.values())
+        for args, sent, answered in ((("--model", "double", "--batch", "3"), 48, 48),
+                                     (("--model", "sum", "--outstanding", "5", "--connections", "2"), 24, 24),
+                                     (("--model", "double", "--rate", "300", "--outstanding", "40"), 16, 16),
+                                     (("--model", "picture", "--input", png, "--batch", "2"),
+                                      2 * (4 + os.path.getsize(png)), 2 * 3 * 8 * 8 * 4),
+                                     (("--model", "double", "--shape", "x=2,4"), 32, 32),
+                                     (("--model", "double", "--shape", "x=2,4", "--batch", "2"), 32, 32)):
+            f = figures(sharing.port, *args, "--shared-memory", "--duration", "0.5")
+            assert f["ok"] > 10 and not f["failed"] and not f["unfinished"], f
+            named = any("=" in arg for arg in args)  # no metadata: sizes of outputs are not known
+            assert f["shared_request_bytes"] == sent and f["shared_reply_bytes"] == (0 if named else answered), f
+            assert f["request_bytes"] < 1000, f
+            assert not regions() and not left_segments(), (regions(), left_segments())
+        text = bench(sharing.port, "--model", "double", "--shared-memory", "--duration", "0.2", "--warmup", "0").stdout
+        assert "16 in shared memory, 16 of the answer" in text, text
+        assert "shared_request_bytes" not in figures(sharing.port, "--model", "double", "--duration", "0.1")
+        # Interrupted, and killed: no segment; the server is told in the first case.
+        for sign, code in ((signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)):
+            process = subprocess.Popen([BENCH, sharing.address, "--model", "double", "--shared-memory", "--duration", "60",
+                                        "--json"], stdout=subprocess.PIPE, text=True)
+            until = time.time() + 30 * SLOW
+            while not regions() and time.time() < until:
+                time.sleep(0.05)
+            assert len(regions()) == 1 and f"-{process.pid}-" in regions()[0].key and not left_segments()
+            process.send_signal(sign)
+            process.communicate(timeout=10 * SLOW)
+            assert process.returncode == code, process.returncode
+            assert bool(regions()) == (code == -9) and not left_segments(), regions()
+    refused("shared memory is not offered: start the server with --shared-memory", "--model", "double", "--shared-memory",
+            port=server.port)
+    with Recorder() as r:
+        refused("UNIMPLEMENTED", "--shape", "x=1,4", "--model", "m", "--shared-memory", port=r.port)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        refused("no server answered within 1 s", "--connect-seconds", "1", "--shape", "x=1,4", "--model", "m",
+                "--shared-memory", port=s.getsockname()[1])
+    refused("--shared-memory with --protocol predict: only kserve has it", "--shared-memory", "--protocol", "predict",
+            port=server.port, expect=2)
+    assert not left_segments()
+
+
+def memory_that_is_not_there():
+    """More than /dev/shm has: one line, and nothing left."""
+    with Server(package("wide"), "--shared-memory") as sharing:
+        whole = os.statvfs("/dev/shm")  # what is more than all of it is refused before any is taken
+        requests = min(whole.f_blocks * whole.f_frsize // (1024 * 4096 * 4) + 1, 65536)
+        if requests == 65536:
+            raise Skip("/dev/shm has more than 1 TB")
+        connections = max(1, requests // 4096 + 1)
+        refused("MB of shared memory for", "--model", "wide", "--batch", "4096", "--shared-memory", "--outstanding",
+                str(requests // connections + 1), "--connections", str(connections), port=sharing.port)
+    assert not left_segments()
+
+
 def errors_are_counted_by_code():
     with Recorder(lambda number: time.sleep(0.2 if number > 1 else 0)) as r:
         f = figures(r.port, "--shape", "x=1,4", "--model", "m", "--deadline-ms", "50", "--duration", "0.5", expect=1)
@@ -224,5 +288,5 @@ def wrong_usage():
 with server:
     run([closed_loop_in_each_protocol, two_inputs_and_fixed_batch, open_loop_keeps_its_rate,
          a_stall_is_seen_by_all_who_wait, too_few_allowed_on_their_way_is_said, what_is_sent,
-         errors_are_counted_by_code, a_server_that_dies, time_on_the_device, ctrl_c_prints_the_figures_so_far,
+         tensors_in_shared_memory, memory_that_is_not_there, errors_are_counted_by_code, a_server_that_dies, time_on_the_device, ctrl_c_prints_the_figures_so_far,
          nobody_there, wrong_usage])

@@ -761,9 +761,13 @@ static void infer_errors(void **state)
     Inference__ModelInferRequest__InferInputTensor__ParametersEntry p =
         INFERENCE__MODEL_INFER_REQUEST__INFER_INPUT_TENSOR__PARAMETERS_ENTRY__INIT;
     Inference__ModelInferRequest__InferInputTensor__ParametersEntry *ps = &p;
+    Inference__InferParameter region = INFERENCE__INFER_PARAMETER__INIT;
+    region.parameter_choice_case = INFERENCE__INFER_PARAMETER__PARAMETER_CHOICE_STRING_PARAM;
+    region.string_param = (char[]){"r"};
     p.key = (char[]){"shared_memory_region"};
+    p.value = &region;
     CASE("four", "input", "FP32", (m->in.parameters = &ps, m->in.n_parameters = 1), BW_UNSUPPORTED,
-         "'shared_memory_region' is not supported");
+         "tensor 'input': shared memory is not offered");
 #undef CASE
     /* An input is missing. */
     static const int64_t dims[2] = {1, 3};
