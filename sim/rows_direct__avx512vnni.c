@@ -165,9 +165,9 @@ INLINE void direct_scales(const direct_end *to, size_t p, size_t c, const int P,
     const int kept = KEPT(B), each = BLOCKS(T, B), per = (int)B / 16, count = P * each;
     const int magnitude = magnitude_bits(relu);
     const vf *y = later->y[B >= 64 ? later->now : 0];
-    later->codes = to->block.first.codes + p * to->block.code_pixel + c;
-    later->over = 0;
-    later->now ^= 1;
+    const size_t step = to->block.exp_pixel; /* exponents are bytes, which may be anything to compilers */
+    int8_t *first = to->block.first.exps + p * step + c / B;
+    int over = 0;
 #pragma GCC unroll 4
     for (int next = 0; next < count; next += 4) {
         const int b = next + 4 > count ? count - 4 : next; /* some of the last ones are done twice */
@@ -181,14 +181,17 @@ INLINE void direct_scales(const direct_end *to, size_t p, size_t c, const int P,
                 m[k] = v_max_int(m[k], (vi)from[i] & magnitude);
         }
         int32_t bytes;
-        later->over |= four_scales(&to->block, relu, m[0], m[1], m[2], m[3], &bytes, later->scales + b);
-        int8_t *exps = to->block.first.exps + (p + (size_t)(b / each)) * to->block.exp_pixel + c / B;
+        over |= four_scales(&to->block, relu, m[0], m[1], m[2], m[3], &bytes, later->scales + b);
+        int8_t *exps = first + (size_t)(b / each) * step;
 #pragma GCC unroll 4
-        for (int k = 0; k < 4; k += each, exps += to->block.exp_pixel) {
+        for (int k = 0; k < 4; k += each, exps += step) {
             const int32_t some = bytes >> 8 * k;
             memcpy(exps, &some, (size_t)each);
         }
     }
+    later->over = over;
+    later->now ^= 1;
+    later->codes = to->block.first.codes + p * to->block.code_pixel + c;
 }
 
 /* Writes codes that are left to do: those of pixels first .. end - 1. */
@@ -197,19 +200,21 @@ INLINE void direct_codes(const direct_end *to, const direct_later *later, int fi
 {
     const int kept = KEPT(B), each = BLOCKS(T, B), per = B == 16 ? T : kept;
     const int some = per >= 4 ? 1 : 4 / per; /* pixels whose codes fill vectors */
-    const size_t bytes = 16 * (size_t)per;
+    const size_t bytes = 16 * (size_t)per, step = to->block.code_pixel;
+    uint8_t *to_first = later->codes;
+    const int over = later->over;
     const vf *all = later->y[B >= 64 ? later->now ^ 1 : 0];
 #pragma GCC unroll 4
     for (int next = first; next < end; next += some) {
         const int i = next + some > P ? P - some : next; /* some of the last ones are done twice */
-        uint8_t buffer[128], *codes = later->codes + (size_t)i * to->block.code_pixel;
+        uint8_t buffer[128], *codes = to_first + (size_t)i * step;
         vf y[8];
 #pragma GCC unroll 8
         for (int k = 0; k < some * per; k++)
             y[k] = all[(i + k / per) * kept + k % per];
-        write_codes(&to->block, (int)B, some * per, relu, y, later->scales + i * each, later->over, buffer);
+        write_codes(&to->block, (int)B, some * per, relu, y, later->scales + i * each, over, buffer);
 #pragma GCC unroll 4
-        for (size_t k = 0; k < (size_t)some; k++, codes += to->block.code_pixel)
+        for (size_t k = 0; k < (size_t)some; k++, codes += step)
             memcpy(codes, buffer + bytes * k, bytes);
     }
 }
