@@ -344,12 +344,14 @@ void bw_direct_run(bw_fast *engine, const bw_plan *plan, uint32_t batch)
         out->height * width <= FEW_PIXELS && plan->group_channels >= threads * range_unit(plan)) {
         /* Each thread reads its part of the weights alone. */
         j.ranges = threads;
-    } else if (threads > 1 && cycles >= SERIAL_CYCLES && batch * j.parts < threads * 2) {
-        /* Still as many pixels to each as a kernel takes. */
+    } else if (threads > 1 && cycles >= SERIAL_CYCLES) {
+        /* As many for each thread, and still as many pixels to each as a kernel takes. */
         const size_t least = one_line(plan) ? bw_divide_up(LEAST_PIXELS, width) : 1, most = out->height / least;
-        const size_t wanted = bw_smaller(bw_divide_up(threads * 2, batch), most);
-        if (wanted > j.parts)
-            j.parts = wanted;
+        size_t wanted = bw_divide_up(threads * 2, batch);
+        if (batch == 1)
+            wanted = bw_divide_up(j.parts < wanted ? wanted : j.parts, threads) * threads;
+        if (wanted > j.parts && most > j.parts)
+            j.parts = bw_smaller(wanted, most);
     }
     bw_pool_run(engine->pool, batch * j.parts * j.ranges, run_item, &j);
 }
