@@ -132,7 +132,7 @@ typedef struct plane_plan {
     plane_values values[PLANE_PIECES];
     plane_codes codes[PLANE_PIECES];
     struct {
-        size_t first, end; /* rows of taps that are all in block `of` */
+        size_t first, end; /* rows of taps, two at least, that lie whole in one block; in order */
     } top[PLANE_BLOCKS];
 } plane_plan;
 
@@ -167,10 +167,10 @@ static int plan_planes(const bw_patch *g, size_t B, plane_plan *a)
         }
     }
     const size_t most = smaller(PLANE_FLOATS / (g->kernel_y + a->tops), PLANE_CODES / (4 * g->kernel_y)) / 64 * 64;
-    if (most < a->line + 64 + 7 * a->step)
+    if (most < a->line + 7 * a->step)
         return 0;
-    a->pixels = smaller(smaller((most - 64 - a->line) / a->step + 1, PLANE_PIXELS), g->pixels);
-    a->row = ((a->pixels - 1) * a->step + a->line + 64 + 63) / 64 * 64;
+    a->pixels = smaller(smaller((most - a->line) / a->step + 1, PLANE_PIXELS), g->pixels);
+    a->row = ((a->pixels - 1) * a->step + a->line + 63) / 64 * 64;
     a->planes = smaller(PLANE_CODES / (g->kernel_y * a->row), PLANES);
 
     size_t values = 0, codes = 0, top = 0;
@@ -215,7 +215,7 @@ static int plan_planes(const bw_patch *g, size_t B, plane_plan *a)
 static void gather_rows(const bw_patch *g, const plane_plan *a, size_t first, float *rows)
 {
     const int64_t column = g->left + (int64_t)(first * g->stride);
-    const int64_t columns = (int64_t)((a->row - 64) / g->channels);
+    const int64_t columns = (int64_t)(a->row / g->channels);
     /* Columns begin .. end - 1 lie inside. */
     const int64_t begin = column < 0 ? (-column < columns ? -column : columns) : 0;
     int64_t end = g->width - column < columns ? g->width - column : columns;
