@@ -225,11 +225,11 @@ static bw_status measure(profiler *p, bw_error *err)
     for (int64_t i = 0; i < p->r.runs && !status; i++) {
         if (bw_cli_interrupted())
             return bw_fail(err, BW_CANCELLED, "interrupted");
-        if (i * (PEAKS - 1) / p->r.runs >= p->peak_count) {
+        const int before = p->peak_count;
+        if (i * (PEAKS - 1) / p->r.runs >= before)
             status = sample_peak(p, err);
-            if (!status) /* caches and threads as between runs */
-                status = run_once(p, NULL, &ns, err);
-        }
+        if (p->peak_count > before) /* caches and threads as between runs */
+            status = run_once(p, NULL, &ns, err);
         if (!status)
             status = run_once(p, p->profile, &ns, err);
         if (!status)

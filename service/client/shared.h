@@ -3,7 +3,7 @@
  * The load generator's tensors in POSIX shared memory: one segment, with a part for each request on its way, into which
  * its inputs are copied before it is sent and from which its outputs are copied when it is answered.
  *
- *     bw_bench_shared_open(&head, inputs, count, metadata, size, requests, &shared, &err);
+ *     bw_bench_shared_open(&head, inputs, count, &shared, &err);
  *     bw_bench_shared_register(shared, load, 5, &err);
  *     options.messages = bw_bench_shared_messages(shared);
  *     options.before = bw_bench_shared_fill, options.after = bw_bench_shared_take, options.user = shared;
