@@ -36,6 +36,17 @@ static int wanted(const bw_ir_value *v, int form)
     return v->forms[form].wanted;
 }
 
+/* Whether somebody needs the blocks of `value`, as far as that is known before the ops ahead have had their turn. */
+static int blocks_are_read(const bw_ir *ir, int value)
+{
+    if (wanted(&ir->values[value], BW_FORM_BLOCK))
+        return 1;
+    for (int i = 0; i < ir->op_count; i++)
+        if (ir->ops[i].opcode == BW_OP_CONV && ir->ops[i].in == value)
+            return 1;
+    return 0;
+}
+
 /* What each op reads, from the last to the first: what is wanted of its result is known when it is its turn. */
 static void spread_wants(bw_ir *ir)
 {
@@ -53,8 +64,10 @@ static void spread_wants(bw_ir *ir)
             op->reads = BW_FORM_BLOCK;
             break;
         case BW_OP_MAXPOOL:
-            /* The maximum commutes with the block rounding as long as windows share a scale: no detour. */
-            op->reads = wanted(out, BW_FORM_VECTOR) || wanted(out, BW_FORM_OUT) || ir->values[op->in].map
+            /* The maximum commutes with the block rounding as long as windows share a scale, so that blocks do if they
+             * are there anyway; fp16 costs less to write and to read. */
+            op->reads = wanted(out, BW_FORM_VECTOR) || wanted(out, BW_FORM_OUT) || ir->values[op->in].map ||
+                                !blocks_are_read(ir, op->in)
                             ? BW_FORM_VECTOR
                             : BW_FORM_BLOCK;
             break;
@@ -118,7 +131,8 @@ static bw_status place_parts(bw_ir *ir, bw_error *err)
                 if (!wanted(&ir->values[out], f))
                     continue;
                 int slice = p;
-                if (ir->values[p].forms[f].parent >= 0 || (f == BW_FORM_OUT && ir->values[p].output >= 0)) {
+                if (ir->values[p].forms[f].parent >= 0 || (f == BW_FORM_OUT && ir->values[p].output >= 0) ||
+                    (f == BW_FORM_BLOCK && ir->values[p].block && ir->values[p].block != ir->values[out].block)) {
                     slice = copy_part(ir, at, p, f);
                     if (slice < 0)
                         return bw_fail(err, BW_NO_MEMORY, "out of memory while laying out a concatenation");
@@ -128,6 +142,8 @@ static bw_status place_parts(bw_ir *ir, bw_error *err)
                 form->wanted = 1;
                 form->parent = out;
                 form->unit = unit[f];
+                if (f == BW_FORM_BLOCK)
+                    ir->values[slice].block = ir->values[out].block;
                 unit[f] += bw_form_units(ir, &ir->values[slice], f);
             }
         }
@@ -135,31 +151,11 @@ static bw_status place_parts(bw_ir *ir, bw_error *err)
     return BW_OK;
 }
 
-/* A value of one block, which is no slice and has none, takes the shortest block that holds its channels: the same
- * numbers without the padding. */
-static void shorten_blocks(bw_ir *ir)
-{
-    const bw_format_traits *a = bw_format_get(ir->recipe->activations), *w = bw_format_get(ir->recipe->weights);
-    for (int i = 0; i < ir->value_count; i++)
-        ir->values[i].block = ir->recipe->block;
-    for (int i = 0; i < ir->value_count; i++) {
-        int parent = ir->values[i].forms[BW_FORM_BLOCK].parent;
-        if (parent >= 0)
-            ir->values[i].block = ir->values[parent].block = 0;
-    }
-    for (int i = 0; i < ir->value_count; i++) {
-        bw_ir_value *v = &ir->values[i];
-        for (uint16_t block = 16; block < v->block; block *= 2)
-            if (v->physical <= block && bw_format_block_ok(a, block) && bw_format_block_ok(w, block))
-                v->block = block;
-    }
-}
-
 bw_status bw_layout(bw_ir *ir, bw_error *err)
 {
     spread_wants(ir);
     bw_status s = place_parts(ir, err);
     if (!s)
-        shorten_blocks(ir);
+        bw_blocks_settle(ir);
     return s;
 }

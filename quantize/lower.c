@@ -142,33 +142,38 @@ static int copy_value(struct lowering *l, int in, int64_t channels, int32_t *map
 }
 
 /* The convolution's input with the groups laid out for the instruction; sets groups and merged. */
-static int group_input(struct lowering *l, int in, int64_t *groups, int64_t *merged)
+static int group_input(struct lowering *l, int in, int out_value, int64_t *groups, int64_t *merged)
 {
-    int64_t block = l->ir->recipe->block, per = l->m->w.group_channels, count = l->m->w.groups;
-    int64_t a = per, b = block;
-    while (b) { /* greatest common divisor */
-        int64_t r = a % b;
-        a = b;
-        b = r;
+    const bw_weights *w = &l->m->w;
+    const bw_geometry *geo = &l->m->geo;
+    const bw_ir_value *x = &l->ir->values[in];
+    bw_shape o;
+    bw_lower_shape(l->ir->g, out_value, &o);
+    const bw_grouped g = {.channels = w->group_channels,
+                          .groups = w->groups,
+                          .outputs = w->outputs,
+                          .taps = geo->kernel[0] * geo->kernel[1],
+                          .pixels_in = x->h * x->w,
+                          .pixels_out = o.h * o.w,
+                          .mapped = x->map != NULL,
+                          .block = x->block};
+    const bw_group_layout layout = bw_blocks_of_groups(l->ir->recipe, &g);
+    *groups = layout.groups;
+    *merged = layout.merged;
+    int64_t each = layout.units * layout.block, channels = layout.groups * each;
+    if (layout.copied && each == layout.merged * w->group_channels) {
+        in = copy_value(l, in, channels, NULL);
+    } else if (layout.copied) {
+        int32_t *map = channels <= 1048576 ? malloc((size_t)channels * sizeof *map) : NULL;
+        if (!map)
+            return -1;
+        for (int64_t i = 0; i < channels; i++)
+            map[i] = i % each < w->group_channels ? (int32_t)(i / each * w->group_channels + i % each) : -1;
+        in = copy_value(l, in, channels, map);
     }
-    int64_t join = block / a, units = (per + block - 1) / block;
-    if (count % join == 0 && join * per / block <= units) {
-        /* Whole blocks already, or some groups together fill them at no extra work: weights of the others are zero. */
-        *groups = count / join;
-        *merged = join;
-        return l->ir->values[in].map ? copy_value(l, in, l->ir->values[in].c, NULL) : in;
-    }
-    int64_t channels = count * units * block;
-    int32_t *map = channels <= 1048576 ? malloc((size_t)channels * sizeof *map) : NULL;
-    if (!map)
-        return -1;
-    for (int64_t i = 0; i < channels; i++) {
-        int64_t group = i / (units * block), c = i % (units * block);
-        map[i] = c < per ? (int32_t)(group * per + c) : -1;
-    }
-    *groups = count;
-    *merged = 1;
-    return copy_value(l, in, channels, map);
+    if (in >= 0)
+        l->ir->values[in].block = layout.block;
+    return in;
 }
 
 static bw_status lower_depthwise(struct lowering *l, int in, int out_value)
@@ -204,7 +209,7 @@ static bw_status lower_conv(struct lowering *l, int out_value)
     int64_t groups = 1, merged = 1, block = ir->recipe->block, taps = geo.kernel[0] * geo.kernel[1];
     int patched = 0;
     if (w->groups > 1) {
-        in = group_input(l, in, &groups, &merged);
+        in = group_input(l, in, out_value, &groups, &merged);
     } else if (!ir->recipe->no_patches && ir->values[in].input >= 0 && taps > 1 &&
                2 * ((taps * w->group_channels + block - 1) / block) <=
                    taps * ((w->group_channels + block - 1) / block)) {
@@ -365,11 +370,32 @@ static bw_status lower_pool(struct lowering *l, int out_value)
     return BW_OK;
 }
 
+/* That of a part which is a concatenation itself, so that it need not be copied; else what costs its readers least. */
+static bw_status concat_block(struct lowering *l, const int *parts, int count, uint16_t *block)
+{
+    const bw_ir *ir = l->ir;
+    int64_t *channels = malloc((size_t)count * sizeof *channels);
+    if (!channels)
+        return no_memory(l->err);
+    for (int i = 0; i < count; i++)
+        channels[i] = ir->values[parts[i]].physical;
+    *block = bw_blocks_of_parts(ir->recipe, channels, count);
+    for (int i = count - 1; i >= 0; i--) {
+        const bw_ir_value *part = &ir->values[parts[i]];
+        if (part->producer >= 0 && ir->ops[part->producer].opcode == BW_IR_CONCAT)
+            *block = part->block;
+    }
+    free(channels);
+    return BW_OK;
+}
+
 static bw_status lower_concat(struct lowering *l, int out_value)
 {
     bw_ir *ir = l->ir;
     const bw_node *n = &ir->g->nodes[l->node];
     int *parts = malloc((size_t)n->input_count * sizeof *parts);
+    for (int i = 0; parts && i < n->input_count; i++)
+        parts[i] = ir->of_value[n->inputs[i]];
     int op = parts ? append(l, BW_IR_CONCAT, ir->of_value[n->inputs[0]], add_value_for(l, out_value)) : -1;
     if (op < 0) {
         free(parts);
@@ -377,10 +403,13 @@ static bw_status lower_concat(struct lowering *l, int out_value)
     }
     ir->ops[op].parts = parts;
     ir->ops[op].part_count = n->input_count;
-    int64_t block = ir->recipe->block, physical = 0;
+    bw_status s = concat_block(l, parts, n->input_count, &ir->values[ir->ops[op].out].block);
+    if (s)
+        return s;
+    int64_t block = ir->values[ir->ops[op].out].block, physical = 0;
     int dense = 1;
     for (int i = 0; i < n->input_count; i++) {
-        const bw_ir_value *part = &ir->values[parts[i] = ir->of_value[n->inputs[i]]];
+        const bw_ir_value *part = &ir->values[parts[i]];
         dense &= !part->map && (part->c % block == 0 || i == n->input_count - 1);
         physical += (part->physical + block - 1) / block * block;
     }

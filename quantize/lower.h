@@ -6,6 +6,7 @@
  *     place   (compile_place.c) which node runs where, and in which stage
  *     lower   (lower.c)         the nodes of one accelerator stage as chains over values, with fusions
  *     layout  (layout.c)        in which formats each value is kept, which values are slices of a concatenation
+ *     blocks  (blocks.c)        how long the blocks of each value are; asked by lower and layout
  *     memory  (memory.c)        where every tensor lies
  *     emit    (compile_emit.c)  instructions and packed constants (pack.c)
  *
@@ -103,7 +104,7 @@ typedef struct bw_ir_value {
     int64_t h, w, c;
     int32_t *map;      /* block form: physical channel -> channel or -1; NULL: dense */
     int64_t physical;  /* channels of the block form */
-    uint16_t block;    /* of the block form; 0: the recipe's */
+    uint16_t block;    /* of the block form; 0: not decided yet, the recipe's at most */
     int producer;      /* op; -1: a stage input */
     int shared;        /* several graph values are this one and more than one of them is used */
     int input, output; /* index among the stage's inputs and outputs, -1 */
@@ -166,6 +167,31 @@ bw_status bw_layout(bw_ir *ir, bw_error *err);
 uint32_t bw_form_units(const bw_ir *ir, const bw_ir_value *v, int form);
 bw_format bw_form_format(const bw_ir *ir, int form);
 uint16_t bw_form_block(const bw_ir *ir, const bw_ir_value *v, int form);
+
+/* --- blocks -------------------------------------------------------------------------------------------------- */
+
+/* The block of a concatenation, each of whose parts starts a block of its own. */
+uint16_t bw_blocks_of_parts(const bw_recipe *r, const int64_t *channels, int count);
+
+typedef struct bw_grouped {   /* a grouped convolution */
+    int64_t channels, groups; /* of a group; of them */
+    int64_t outputs, taps;    /* of all groups */
+    int64_t pixels_in, pixels_out;
+    int mapped;     /* its input's channels are not in their order */
+    uint16_t block; /* the input's if that is decided, 0 */
+} bw_grouped;
+
+typedef struct bw_group_layout {
+    uint16_t block;
+    int64_t groups, merged; /* of the instruction; source groups in each of them, weights between them zero */
+    int64_t units;          /* blocks of each group */
+    int copied;             /* the input must be copied, each group to whole blocks */
+} bw_group_layout;
+
+bw_group_layout bw_blocks_of_groups(const bw_recipe *r, const bw_grouped *g);
+
+/* Decides for all values that are left: the recipe's length, or the shortest that holds all of their channels. */
+void bw_blocks_settle(bw_ir *ir);
 
 /* --- memory -------------------------------------------------------------------------------------------------- */
 

@@ -310,8 +310,9 @@ static int check(uint32_t seed, const bw_recipe *recipe)
 static void networks(void **state)
 {
     (void)state;
-    static const bw_recipe recipes[3] = {
+    static const bw_recipe recipes[] = {
         {.weights = BW_FORMAT_MSFP16, .activations = BW_FORMAT_MSFP16, .block = 16, .vector = BW_FORMAT_FP16},
+        {.weights = BW_FORMAT_MSFP16, .activations = BW_FORMAT_MSFP16, .block = 128, .vector = BW_FORMAT_FP16},
         {.weights = BW_FORMAT_MXINT8,
          .activations = BW_FORMAT_MXINT8,
          .block = 32,
@@ -323,15 +324,16 @@ static void networks(void **state)
          .vector = BW_FORMAT_FP16,
          .first_last_float = 1,
          .scale_rule = BW_SCALE_MSE}};
+    const size_t recipe_count = sizeof recipes / sizeof recipes[0];
     uint32_t seeds = getenv("BW_LONG") ? 3000 : 150, ran = 0, first = 0;
     if (getenv("BW_SEED")) {
         first = (uint32_t)strtoul(getenv("BW_SEED"), NULL, 10);
         seeds = first + 1;
     }
     for (uint32_t seed = first; seed < seeds; seed++)
-        for (int r = 0; r < 3; r++)
+        for (size_t r = 0; r < recipe_count; r++)
             ran += (uint32_t)check(seed, &recipes[r]);
-    assert_true(first || ran > seeds * 2); /* the most of them are about the accelerator */
+    assert_true(first || ran > seeds * 3); /* the most of them are about the accelerator */
 }
 
 int main(void)

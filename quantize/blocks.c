@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * How long the blocks of each value are: the recipe's length at most, and less where padding would cost more than long
+ * blocks save. What counts is what a convolution that reads the value executes for one of its outputs: a
+ * multiplication for each four codes, padding included, and what scaling and adding a block costs, as much as two of
+ * them (sim/dot_bytes.h).
+ */
+#include "quantize/lower.h"
+
+/* In multiplications of four codes for 16 outputs: what ends a block, and what copies a value (docs/performance.md). */
+#define SCALING 2
+#define COPYING 2
+
+static int fits(const bw_recipe *r, uint16_t block)
+{
+    return block <= r->block && bw_format_block_ok(bw_format_get(r->weights), block) &&
+           bw_format_block_ok(bw_format_get(r->activations), block);
+}
+
+static int64_t blocks_of(int64_t channels, int64_t block)
+{
+    return (channels + block - 1) / block;
+}
+
+static int64_t work(int64_t blocks, int64_t block)
+{
+    return blocks * (block / 4 + SCALING);
+}
+
+uint16_t bw_blocks_of_parts(const bw_recipe *r, const int64_t *channels, int count)
+{
+    uint16_t best = r->block;
+    int64_t least = INT64_MAX;
+    for (uint16_t block = r->block; block >= 16; block /= 2) {
+        int64_t blocks = 0;
+        for (int i = 0; i < count; i++)
+            blocks += blocks_of(channels[i], block);
+        if (fits(r, block) && work(blocks, block) < least) {
+            least = work(blocks, block);
+            best = block;
+        }
+    }
+    return best;
+}
+
+/* Groups at one length of blocks. */
+static bw_group_layout lay_out(const bw_grouped *g, int64_t block)
+{
+    int64_t a = g->channels, b = block;
+    while (b) { /* greatest common divisor */
+        int64_t r = a % b;
+        a = b;
+        b = r;
+    }
+    int64_t join = block / a, units = blocks_of(g->channels, block);
+    bw_group_layout l = {.block = (uint16_t)block, .groups = g->groups, .merged = 1, .units = units, .copied = 1};
+    if (g->groups % join == 0 && join * g->channels / block <= units) {
+        l.groups = g->groups / join;
+        l.merged = join;
+        l.units = join * g->channels / block;
+        l.copied = g->mapped || (g->block && g->block != block);
+    }
+    return l;
+}
+
+static int64_t cost(const bw_grouped *g, const bw_group_layout *l)
+{
+    int64_t tiles = l->groups * blocks_of(g->outputs / l->groups, 16);
+    int64_t copied = l->copied ? g->pixels_in * l->groups * l->units * l->block : 0;
+    return g->pixels_out * g->taps * tiles * work(l->units, l->block) + COPYING * copied;
+}
+
+bw_group_layout bw_blocks_of_groups(const bw_recipe *r, const bw_grouped *g)
+{
+    bw_group_layout best = lay_out(g, r->block);
+    for (uint16_t block = r->block / 2; block >= 16; block /= 2) {
+        const bw_group_layout l = lay_out(g, block);
+        if (fits(r, block) && cost(g, &l) < cost(g, &best))
+            best = l;
+    }
+    return best;
+}
+
+void bw_blocks_settle(bw_ir *ir)
+{
+    for (int i = 0; i < ir->value_count; i++) {
+        bw_ir_value *v = &ir->values[i];
+        if (v->block)
+            continue;
+        v->block = ir->recipe->block;
+        for (uint16_t block = 16; block < v->block; block *= 2)
+            if (v->physical <= block && fits(ir->recipe, block))
+                v->block = block;
+    }
+}
