@@ -11,9 +11,9 @@
 #define SCALING 2
 #define COPYING 2
 
-static int fits(const bw_recipe *r, uint16_t block)
+int bw_blocks_exist(const bw_recipe *r, uint16_t block)
 {
-    return block <= r->block && bw_format_block_ok(bw_format_get(r->weights), block) &&
+    return bw_format_block_ok(bw_format_get(r->weights), block) &&
            bw_format_block_ok(bw_format_get(r->activations), block);
 }
 
@@ -35,7 +35,7 @@ uint16_t bw_blocks_of_parts(const bw_recipe *r, const int64_t *channels, int cou
         int64_t blocks = 0;
         for (int i = 0; i < count; i++)
             blocks += blocks_of(channels[i], block);
-        if (fits(r, block) && work(blocks, block) < least) {
+        if (bw_blocks_exist(r, block) && work(blocks, block) < least) {
             least = work(blocks, block);
             best = block;
         }
@@ -75,7 +75,7 @@ bw_group_layout bw_blocks_of_groups(const bw_recipe *r, const bw_grouped *g)
     bw_group_layout best = lay_out(g, r->block);
     for (uint16_t block = r->block / 2; block >= 16; block /= 2) {
         const bw_group_layout l = lay_out(g, block);
-        if (fits(r, block) && cost(g, &l) < cost(g, &best))
+        if (bw_blocks_exist(r, block) && cost(g, &l) < cost(g, &best))
             best = l;
     }
     return best;
@@ -89,7 +89,7 @@ void bw_blocks_settle(bw_ir *ir)
             continue;
         v->block = ir->recipe->block;
         for (uint16_t block = 16; block < v->block; block *= 2)
-            if (v->physical <= block && fits(ir->recipe, block))
+            if (v->physical <= block && bw_blocks_exist(ir->recipe, block))
                 v->block = block;
     }
 }

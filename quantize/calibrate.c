@@ -132,8 +132,7 @@ static int observe_float(int value, const bw_array *a, void *user)
     return bw_cli_interrupted();
 }
 
-/* Four significant digits: what follows is noise, and short numbers keep manifests readable. */
-static json_t *number(double v)
+json_t *bw_quality_number(double v)
 {
     char text[32];
     snprintf(text, sizeof text, "%.4g", v);
@@ -142,7 +141,7 @@ static json_t *number(double v)
 
 static json_t *sqnr(const struct tensor_stats *t)
 {
-    return t->noise > 0 && t->signal > 0 ? number(10 * log10(t->signal / t->noise)) : json_null();
+    return t->noise > 0 && t->signal > 0 ? bw_quality_number(10 * log10(t->signal / t->noise)) : json_null();
 }
 
 static int is_border(const bw_compiled *c, const char *name)
@@ -160,17 +159,17 @@ static json_t *report(const struct session *s, const bw_compiled *c, int64_t sam
     for (int i = 0; i < s->g->output_count; i++) {
         const struct tensor_stats *t = &s->stats[s->g->outputs[i]];
         json_t *o = json_pack("{s:s, s:o, s:o}", "name", s->g->values[s->g->outputs[i]].name, "sqnr_db", sqnr(t),
-                              "max_abs_error", number(t->worst));
+                              "max_abs_error", bw_quality_number(t->worst));
         if (t->of)
-            json_object_set_new(o, "top1_agreement", number((double)t->agree / (double)t->of));
+            json_object_set_new(o, "top1_agreement", bw_quality_number((double)t->agree / (double)t->of));
         json_array_append_new(outputs, o);
     }
     for (int v = 0; v < s->g->value_count; v++) {
         const struct tensor_stats *t = &s->stats[v];
         if (!t->seen || s->g->values[v].dtype != BW_F32)
             continue;
-        json_t *o =
-            json_pack("{s:s, s:o, s:o}", "name", s->g->values[v].name, "min", number(t->min), "max", number(t->max));
+        json_t *o = json_pack("{s:s, s:o, s:o}", "name", s->g->values[v].name, "min", bw_quality_number(t->min), "max",
+                              bw_quality_number(t->max));
         if (is_border(c, s->g->values[v].name))
             json_object_set_new(o, "sqnr_db", sqnr(t));
         json_array_append_new(tensors, o);
@@ -186,8 +185,9 @@ static json_t *report(const struct session *s, const bw_compiled *c, int64_t sam
                           outputs, "tensors", tensors, "weights", weights);
     if (q && s->labelled)
         json_object_set_new(q, "accuracy",
-                            json_pack("{s:o, s:o}", "float_top1", number((double)s->float_hits / (double)s->labelled),
-                                      "quantized_top1", number((double)s->quantized_hits / (double)s->labelled)));
+                            json_pack("{s:o, s:o}", "float_top1",
+                                      bw_quality_number((double)s->float_hits / (double)s->labelled), "quantized_top1",
+                                      bw_quality_number((double)s->quantized_hits / (double)s->labelled)));
     return q;
 }
 

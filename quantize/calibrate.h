@@ -37,6 +37,10 @@ bw_status bw_calibrate(bw_graph *g, const bw_compiled *c, const bw_calibration *
 bw_status bw_correct_biases(bw_graph *g, const bw_recipe *recipe, const bw_calibration *options, int *corrected,
                             bw_error *err);
 
+/* A figure for the manifest in four significant digits: what follows is noise, and short numbers are readable. NULL
+ * when out of memory. */
+json_t *bw_quality_number(double v);
+
 /* Samples that are run together: few of a network with large values. Results do not depend on it. */
 int64_t bw_calibration_batch(const bw_graph *g);
 

@@ -170,6 +170,9 @@ uint16_t bw_form_block(const bw_ir *ir, const bw_ir_value *v, int form);
 
 /* --- blocks -------------------------------------------------------------------------------------------------- */
 
+/* 1 if weights and activations have blocks of this length. */
+int bw_blocks_exist(const bw_recipe *r, uint16_t block);
+
 /* The block of a concatenation, each of whose parts starts a block of its own. */
 uint16_t bw_blocks_of_parts(const bw_recipe *r, const int64_t *channels, int count);
 

@@ -11,8 +11,10 @@
 #include "hal/base.h"
 #include "host/cli.h"
 #include "quantize/calibrate.h"
+#include "quantize/choose_block.h"
 #include "quantize/manifest.h"
 #include "quantize/passes.h"
+#include "quantize/summary.h"
 #include "quantize/survey.h"
 
 #define COMMAND      "quantize"
@@ -30,7 +32,9 @@ static const char help[] =
     "      --weights F          format of the weights alone\n"
     "      --activations F      format of the activations alone\n"
     "      --block N            values that share a scale, at most: 16, 32, 64, 128 (msfp, mx9, mx6,\n"
-    "                           mx4) or 32 (mxint8, mxfp)\n"
+    "                           mx4) or 32 (mxint8, mxfp); auto: the longest that is as good as\n"
+    "                           16 on the samples (needs --calib)\n"
+    "      --block-loss DB      what auto takes for as good: signal to noise within DB (default 3)\n"
     "      --vector F           residual and depthwise tensors: fp16 (default) or bf16\n"
     "      --first-last W       float: first and last layer stay on the CPU in fp32;\n"
     "                           narrow (default): quantized like the others\n"
@@ -66,6 +70,7 @@ enum {
     OPT_WEIGHTS,
     OPT_ACTIVATIONS,
     OPT_BLOCK,
+    OPT_BLOCK_LOSS,
     OPT_FOLD,
     OPT_TRANSFORM,
     OPT_NO_FOLD,
@@ -90,6 +95,7 @@ static const struct option options[] = {{"format", 1, NULL, OPT_FORMAT},
                                         {"weights", 1, NULL, OPT_WEIGHTS},
                                         {"activations", 1, NULL, OPT_ACTIVATIONS},
                                         {"block", 1, NULL, OPT_BLOCK},
+                                        {"block-loss", 1, NULL, OPT_BLOCK_LOSS},
                                         {"vector", 1, NULL, OPT_VECTOR},
                                         {"first-last", 1, NULL, OPT_FIRST_LAST},
                                         {"scale-rule", 1, NULL, OPT_SCALE_RULE},
@@ -136,7 +142,7 @@ static int parse_count(const char *text, int64_t most, int64_t *value)
 /* What the recipe decides; separate, because a recipe file comes first wherever it stands. */
 static bw_status recipe_option(int c, const char *arg, bw_quantize_recipe *r, bw_error *err)
 {
-    int64_t n;
+    char *end;
     bw_status s = BW_OK;
     switch (c) {
     case OPT_FORMAT:
@@ -150,9 +156,12 @@ static bw_status recipe_option(int c, const char *arg, bw_quantize_recipe *r, bw
     case OPT_VECTOR:
         return bw_recipe_format("--vector", arg, 1, &r->core.vector, err);
     case OPT_BLOCK:
-        if (!parse_count(arg, 128, &n))
-            return bw_fail(err, BW_INVALID_ARGUMENT, "--block: '%s', must be 16, 32, 64 or 128", arg);
-        r->core.block = (uint16_t)n;
+        return bw_recipe_block("--block", arg, r, err);
+    case OPT_BLOCK_LOSS:
+        r->block_loss = strtod(arg, &end);
+        if (end == arg || *end || !(r->block_loss >= 0 && r->block_loss <= BW_BLOCK_LOSS_MAX))
+            return bw_fail(err, BW_INVALID_ARGUMENT, "--block-loss: '%s', must be decibels from 0 to %g", arg,
+                           BW_BLOCK_LOSS_MAX);
         return BW_OK;
     case OPT_FIRST_LAST:
         if (strcmp(arg, "float") != 0 && strcmp(arg, "narrow") != 0)
@@ -277,6 +286,8 @@ static int parse_arguments(int argc, char **argv, struct arguments *a)
         return bw_cli_usage(COMMAND, "bias correction needs samples: --calib DATA");
     if (bw_recipe_settle(&a->recipe, &err))
         return bw_cli_usage(COMMAND, "%s", err.message);
+    if (a->recipe.choose_block && !a->calib)
+        return bw_cli_usage(COMMAND, "--block auto needs samples: --calib DATA");
     return -1;
 }
 
@@ -409,6 +420,7 @@ struct job {
     bw_dataset *data;
     bw_preprocess preprocess;
     json_t *preprocess_json, *labels, *quality;
+    bw_block_choice choice;
     bw_progress_bar bar;
 };
 
@@ -428,6 +440,7 @@ static bw_status interrupted(bw_error *err)
 #define WRITE_BYTE    1.5e-9
 #define MACS_OF_BYTE  40. /* a guess, before the network is known */
 #define COUNT_UNKNOWN 100.
+#define TRIALS        2.5 /* of blocks, before one is good */
 
 static double pack_seconds(const struct job *j, double weights)
 {
@@ -455,6 +468,10 @@ static void expect(struct job *j)
     double narrow = count * macs * NARROW_MAC, both = narrow + count * macs * FLOAT_MAC;
     bw_bar_expect(&j->bar, BW_PHASE_READ, bytes * READ_BYTE);
     bw_bar_expect(&j->bar, BW_PHASE_PASSES, bytes * FOLD_BYTE);
+    double tried = fmin(count, BW_BLOCK_SAMPLES) * macs;
+    bw_bar_expect(
+        &j->bar, BW_PHASE_CHOOSE,
+        j->a.recipe.choose_block ? tried * FLOAT_MAC + TRIALS * (tried * NARROW_MAC + pack_seconds(j, weights)) : 0);
     bw_bar_expect(&j->bar, BW_PHASE_PACK, pack_seconds(j, weights));
     bw_bar_expect(&j->bar, BW_PHASE_CORRECT,
                   j->a.recipe.bias_correction ? both + layers * (narrow + pack_seconds(j, weights)) : 0);
@@ -506,10 +523,35 @@ static bw_status load(struct job *j, bw_error *err)
     return interrupted(err);
 }
 
+static bw_calibration samples_of(struct job *j)
+{
+    return (bw_calibration){j->data, base_name(j->a.calib), j->a.calib_count, &j->bar};
+}
+
+static bw_status choose_block(struct job *j, bw_error *err)
+{
+    const bw_calibration o = samples_of(j);
+    return bw_choose_block(j->g, &j->a.recipe.core, j->a.recipe.block_loss, &o, &j->choice, err);
+}
+
+/* What was tried, for the package. */
+static bw_status note_choice(const struct job *j, bw_error *err)
+{
+    json_t *all = json_array();
+    for (int i = 0; i < j->choice.count; i++) {
+        const bw_block_trial *t = &j->choice.tried[i];
+        json_t *db = isfinite(t->sqnr_db) ? bw_quality_number(t->sqnr_db) : json_null();
+        json_array_append_new(all, json_pack("{s:i, s:o}", "block", (int)t->block, "sqnr_db", db));
+    }
+    return json_object_set_new(j->quality, "blocks_tried", all)
+               ? bw_fail(err, BW_NO_MEMORY, "out of memory while calibrating")
+               : BW_OK;
+}
+
 static bw_status calibrate(struct job *j, bw_error *err)
 {
     bw_status s;
-    bw_calibration o = {j->data, base_name(j->a.calib), j->a.calib_count, &j->bar};
+    const bw_calibration o = samples_of(j);
     if (j->a.recipe.bias_correction) {
         int corrected = 0;
         s = bw_correct_biases(j->g, &j->a.recipe.core, &o, &corrected, err);
@@ -522,70 +564,9 @@ static bw_status calibrate(struct job *j, bw_error *err)
     s = bw_calibrate(j->g, &j->compiled, &o, &j->quality, err);
     if (!s && j->a.recipe.bias_correction)
         json_object_set_new(j->quality, "bias_correction", json_true());
+    if (!s && j->choice.count)
+        s = note_choice(j, err);
     return s;
-}
-
-/* Values beyond the vector format's range saturate there. */
-static void warn_of_range(const struct job *j)
-{
-    const bw_format_traits *t = bw_format_get(j->a.recipe.core.vector);
-    double most = (double)bw_decode_vector(t, bw_encode_vector(t, 0x1.fffffep127f));
-    const json_t *o, *tensors = json_object_get(j->quality, "tensors");
-    for (size_t i = 0; i < json_array_size(tensors); i++) {
-        o = json_array_get(tensors, i);
-        double low = json_number_value(json_object_get(o, "min")), high = json_number_value(json_object_get(o, "max"));
-        double reach = -low > high ? -low : high;
-        if (reach <= most)
-            continue;
-        fprintf(stderr, "blockwave quantize: warning: '%s' reaches %g, %s ends at %g and saturates%s\n",
-                json_string_value(json_object_get(o, "name")), reach, t->name, most,
-                t->format == BW_FORMAT_FP16 ? ": try --vector bf16" : "");
-        return;
-    }
-}
-
-static void print_summary(const struct job *j)
-{
-    const bw_recipe *r = &j->a.recipe.core;
-    uint64_t constants = 0, act = 0;
-    int device = 0, instructions = 0;
-    for (int i = 0; i < j->compiled.stage_count; i++) {
-        bw_program p;
-        const bw_stage *s = &j->compiled.stages[i];
-        if (!s->device || bw_program_parse(s->program, s->program_size, &p, NULL))
-            continue;
-        device++;
-        instructions += (int)p.header->instruction_count;
-        constants += p.header->const_bytes;
-        act = p.header->act_bytes > act ? p.header->act_bytes : act;
-    }
-    char a[32], b[32];
-    printf("%s: %s weights, %s activations, block %u, %s vectors\n", j->a.output, bw_format_get(r->weights)->name,
-           bw_format_get(r->activations)->name, r->block, bw_format_get(r->vector)->name);
-    printf("stages: %d on the accelerator (%d instructions), %d on the CPU; weights %s, activations %s\n", device,
-           instructions, j->compiled.stage_count - device, bw_cli_bytes(constants, a), bw_cli_bytes(act, b));
-    if (!j->quality)
-        return;
-    warn_of_range(j);
-    json_t *o, *outputs = json_object_get(j->quality, "outputs");
-    size_t i;
-    json_array_foreach(outputs, i, o)
-    {
-        const json_t *db = json_object_get(o, "sqnr_db"), *top = json_object_get(o, "top1_agreement");
-        printf("output %s: ", json_string_value(json_object_get(o, "name")));
-        if (json_is_number(db))
-            printf("SQNR %.1f dB", json_number_value(db));
-        else
-            printf("no error");
-        if (top)
-            printf(", top-1 agreement with fp32 %.1f %%", 100 * json_number_value(top));
-        printf(" on %lld samples\n", (long long)json_integer_value(json_object_get(j->quality, "samples")));
-    }
-    const json_t *acc = json_object_get(j->quality, "accuracy");
-    if (acc)
-        printf("top-1 accuracy: fp32 %.1f %%, quantized %.1f %%\n",
-               100 * json_number_value(json_object_get(acc, "float_top1")),
-               100 * json_number_value(json_object_get(acc, "quantized_top1")));
 }
 
 static bw_status run(struct job *j, bw_error *err)
@@ -594,6 +575,8 @@ static bw_status run(struct job *j, bw_error *err)
         return bw_fail(err, BW_IO, "--keep-intermediate: cannot make '%s': %s", j->a.keep, strerror(errno));
     bw_status s = load(j, err);
     if (s)
+        return s;
+    if (j->a.recipe.choose_block && (s = choose_block(j, err)))
         return s;
     bw_bar_enter(&j->bar, BW_PHASE_PACK, NULL);
     if ((s = bw_compile_watched(j->g, &j->a.recipe.core, on_packed, &j->bar, &j->compiled, err)))
@@ -638,7 +621,7 @@ int main(int argc, char **argv)
     if (failed)
         code = bw_cli_fail(COMMAND, &err);
     else if (!j.a.quiet)
-        print_summary(&j);
+        bw_summary_print(j.a.output, &j.a.recipe.core, &j.compiled, j.quality);
     bw_dataset_close(j.data);
     bw_compiled_free(&j.compiled);
     bw_graph_free(j.g);

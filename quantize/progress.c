@@ -14,9 +14,13 @@
 #define TRUSTED_SECONDS 0.5
 
 static const char *const labels[BW_PHASES] = {
-    [BW_PHASE_READ] = "reading",          [BW_PHASE_PASSES] = "folding",
-    [BW_PHASE_PACK] = "packing weights",  [BW_PHASE_CORRECT] = "correcting biases",
-    [BW_PHASE_CALIBRATE] = "calibrating", [BW_PHASE_WRITE] = "writing",
+    [BW_PHASE_READ] = "reading",
+    [BW_PHASE_PASSES] = "folding",
+    [BW_PHASE_CHOOSE] = "choosing blocks",
+    [BW_PHASE_PACK] = "packing weights",
+    [BW_PHASE_CORRECT] = "correcting biases",
+    [BW_PHASE_CALIBRATE] = "calibrating",
+    [BW_PHASE_WRITE] = "writing",
 };
 
 static double seconds_since(uint64_t then, uint64_t now)

@@ -22,6 +22,7 @@
 typedef enum bw_phase { /* in their order */
                         BW_PHASE_READ,
                         BW_PHASE_PASSES,
+                        BW_PHASE_CHOOSE,
                         BW_PHASE_PACK,
                         BW_PHASE_CORRECT,
                         BW_PHASE_CALIBRATE,

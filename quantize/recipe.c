@@ -2,6 +2,7 @@
 /* Recipes: defaults, JSON, checks. */
 #include "quantize/recipe.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,7 +13,8 @@
 bw_quantize_recipe bw_recipe_default(void)
 {
     return (bw_quantize_recipe){
-        .core = {.weights = BW_FORMAT_MSFP16, .activations = BW_FORMAT_MSFP16, .vector = BW_FORMAT_FP16}};
+        .core = {.weights = BW_FORMAT_MSFP16, .activations = BW_FORMAT_MSFP16, .vector = BW_FORMAT_FP16},
+        .block_loss = 3};
 }
 
 bw_status bw_recipe_format(const char *what, const char *name, int vector, bw_format *format, bw_error *err)
@@ -32,6 +34,21 @@ bw_status bw_recipe_format(const char *what, const char *name, int vector, bw_fo
         }
     }
     return bw_fail(err, BW_INVALID_ARGUMENT, "%s: no format '%s', choose one of%s", what, name, names);
+}
+
+bw_status bw_recipe_block(const char *what, const char *text, bw_quantize_recipe *r, bw_error *err)
+{
+    static const struct {
+        const char *text;
+        uint16_t block;
+    } known[] = {{"auto", 0}, {"16", 16}, {"32", 32}, {"64", 64}, {"128", 128}};
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+        if (!strcmp(text, known[i].text)) {
+            r->core.block = known[i].block;
+            r->choose_block = !known[i].block;
+            return BW_OK;
+        }
+    return bw_fail(err, BW_INVALID_ARGUMENT, "%s: '%.32s', must be 16, 32, 64, 128 or auto", what, text);
 }
 
 static bw_status bad_type(const char *key, const char *expected, bw_error *err)
@@ -56,9 +73,16 @@ static bw_status read_key(const char *key, const json_t *v, bw_quantize_recipe *
         return s;
     }
     if (!strcmp(key, "block")) {
-        if (!json_is_integer(v) || json_integer_value(v) < 1 || json_integer_value(v) > 128)
-            return bad_type(key, "16, 32, 64 or 128", err);
-        r->core.block = (uint16_t)json_integer_value(v);
+        char number[24] = "";
+        if (json_is_integer(v))
+            snprintf(number, sizeof number, "%lld", (long long)json_integer_value(v));
+        return bw_recipe_block("recipe \"block\"", text ? text : number, r, err);
+    }
+    if (!strcmp(key, "block_loss_db")) {
+        double loss = json_number_value(v);
+        if (!json_is_number(v) || !(loss >= 0 && loss <= BW_BLOCK_LOSS_MAX))
+            return bad_type(key, "a number from 0 to 60", err);
+        r->block_loss = loss;
         return BW_OK;
     }
     if (!strcmp(key, "first_last")) {
@@ -92,7 +116,8 @@ static bw_status read_key(const char *key, const json_t *v, bw_quantize_recipe *
         return BW_OK;
     }
     return bw_fail(err, BW_INVALID_ARGUMENT,
-                   "recipe: unknown key \"%.64s\", known are format, weights, activations, vector, block, first_last, "
+                   "recipe: unknown key \"%.64s\", known are format, weights, activations, vector, block, "
+                   "block_loss_db, first_last, "
                    "scale_rule, bias_correction, fold_batchnorm, input_transform",
                    key);
 }
@@ -140,6 +165,7 @@ bw_status bw_recipe_settle(bw_quantize_recipe *r, bw_error *err)
         return bw_fail(err, BW_INVALID_ARGUMENT, "recipe: weights and activations must be block formats");
     if (!r->core.block)
         r->core.block = w->block > a->block ? w->block : a->block;
+    r->choose_block = r->choose_block && w->block == 16 && a->block == 16;
     const bw_format_traits *both[2] = {w, a};
     for (int i = 0; i < 2; i++)
         if (!bw_format_block_ok(both[i], r->core.block))

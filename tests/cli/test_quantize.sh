@@ -112,6 +112,38 @@ assert b > a, (a, b)
 PY
 result $? "bias correction brings a narrow network nearer"
 
+# The longest block the samples allow: the same package as by name, but for what was tried.
+for loss in 60 0; do
+    run 0 "$model" -o "$work/auto$loss.bw" --block auto --block-loss $loss --calib "$digits/calib" \
+        --preprocess "$digits/preprocess.json" && has '^blocks tried: 16: [0-9.]* dB, 128: ' || break
+    manifest "$work/auto$loss.bw" >"$work/m$loss"
+done
+run 0 "$model" -o "$work/b128.bw" --block 128 --calib "$digits/calib" --preprocess "$digits/preprocess.json" -q &&
+    manifest "$work/b128.bw" >"$work/m128" && manifest "$work/k.bw" >"$work/m16" &&
+    "$python" - "$work/m60" "$work/m128" "$work/m0" "$work/m16" <<'PY' 2>>"$work/err"
+import json, sys
+longest, named, strict, default = manifests = [json.load(open(p)) for p in sys.argv[1:]]
+for m in manifests:
+    del m["manifest_sha256"]
+tried = longest["quality"].pop("blocks_tried")
+assert [t["block"] for t in tried] == [16, 128] and all(t["sqnr_db"] > 20 for t in tried), tried
+assert longest == named, "other than --block 128"
+tried = strict["quality"].pop("blocks_tried")
+block = strict["provenance"]["recipe"]["block"]
+assert tried[0]["block"] == 16 and len(tried) > 1, tried
+assert block == (tried[-1]["block"] if tried[-1]["sqnr_db"] >= tried[0]["sqnr_db"] else 16), (block, tried)
+assert all(t["sqnr_db"] < tried[0]["sqnr_db"] for t in tried[1:-1]), tried
+if block == 16:
+    assert strict == default, "other than the default"
+PY
+result $? "--block auto takes the longest block that the samples allow"
+
+printf '{"block": "auto", "block_loss_db": 60}' >"$work/auto.json"
+run 0 "$model" -o "$work/auto.bw" --recipe "$work/auto.json" --calib "$digits/calib" \
+    --preprocess "$digits/preprocess.json" -q && cmp "$work/auto.bw" "$work/auto60.bw" 2>>"$work/err" &&
+    run 0 "$model" -o "$work/auto.bw" --recipe "$work/auto.json" --block 16 -q && cmp "$work/auto.bw" "$work/a.bw" 2>>"$work/err"
+result $? "a recipe asks for it, an option overrides it"
+
 mkdir "$work/data"
 "$python" -c 'import sys, numpy as np; np.save(sys.argv[1], np.zeros((4, 5, 6), np.float32))' "$work/data/wrong.npy"
 run 1 "$model" -o "$work/x.bw" --calib "$work/data/wrong.npy" && says 'wrong.npy' && [ ! -e "$work/x.bw" ]
@@ -135,6 +167,7 @@ out="$work/clean/old.bw"
 printf 'not a model' >"$work/junk.onnx"
 printf '{"format": "msfp12", "colour": 3}' >"$work/colour.json"
 printf '{"format"' >"$work/broken.json"
+printf '{"block": "long"}' >"$work/long.json"
 refuse 2 'no output given' "$model"
 refuse 2 'no MODEL.onnx given' -o "$out"
 refuse 2 'more than one model' "$model" "$model" -o "$out"
@@ -142,13 +175,17 @@ refuse 2 "unknown option or missing value at '--frob'" "$model" -o "$out" --frob
 refuse 2 "no format 'fp7', choose one of msfp11 " "$model" -o "$out" --format fp7
 refuse 2 'no format .fp16., choose one of' "$model" -o "$out" --format fp16
 refuse 2 'no block of 64: choose 32' "$model" -o "$out" --format mxint8 --block 64
-refuse 2 'no block of 24: choose 16' "$model" -o "$out" --block 24
+refuse 2 "block: '24', must be 16, 32, 64, 128 or auto" "$model" -o "$out" --block 24
+refuse 2 'block auto needs samples' "$model" -o "$out" --block auto
+refuse 2 "block-loss: '61', must be decibels from 0 to 60" "$model" -o "$out" --block-loss 61
+refuse 2 "block-loss: '3dB', must be decibels" "$model" -o "$out" --block-loss 3dB
 refuse 2 'bias correction needs samples' "$model" -o "$out" --bias-correction
 refuse 2 "must be SYMBOL=N" "$model" -o "$out" --bind N
 refuse 2 'must be 1 to 18 digits' "$model" -o "$out" --model-version v1
 refuse 1 'nothere.onnx' "$work/nothere.onnx" -o "$out"
 refuse 1 'junk.onnx' "$work/junk.onnx" -o "$out"
 refuse 1 'unknown key "colour"' "$model" -o "$out" --recipe "$work/colour.json"
+refuse 1 "\"block\": 'long', must be 16, 32, 64, 128 or auto" "$model" -o "$out" --recipe "$work/long.json"
 refuse 1 'line 1, column' "$model" -o "$out" --recipe "$work/broken.json"
 refuse 1 'can run on the accelerator' "$corpus/relu_only.onnx" -o "$out"
 refuse 1 'the operator is not supported' "$corpus/unsupported.onnx" -o "$out"

@@ -17,6 +17,7 @@
 #include "quantize/calibrate.h"
 #include "quantize/progress.h"
 #include "quantize/range.h"
+#include "tests/support/samples.h"
 
 static uint32_t seed = 7;
 
@@ -280,45 +281,18 @@ static int find_range(int value, const bw_array *a, void *user)
     return 0;
 }
 
-/* Samples, not a multiple of the batch, in a file of their own. */
-static bw_dataset *samples(float *x, int64_t count, const bw_graph *g)
+static bw_dataset *samples(float *x, int count, const bw_graph *g)
 {
-    char path[64], header[128];
-    const char *tmp = getenv("TMPDIR");
-    snprintf(path, sizeof path,
-             "%.40s/bw-calib."
-             "XX"
-             "XX"
-             "XX"
-             ".npy",
-             tmp ? tmp : "/tmp");
-    int fd = mkstemps(path, 4);
-    assert_true(fd >= 0);
-    memset(header, ' ', sizeof header);
-    memcpy(header, "\x93NUMPY\x01\x00\x76\x00", 10);
-    header[127] = '\n';
-    int n =
-        snprintf(header + 10, 117, "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, 8, 12, 12), }", (int)count);
-    header[10 + n] = ' ';
-    for (int64_t i = 0; i < count * 1152; i++)
+    for (int i = 0; i < count * 1152; i++)
         x[i] = random_float();
-    assert_int_equal(write(fd, header, sizeof header), sizeof header);
-    assert_int_equal(write(fd, x, (size_t)count * 4608), count * 4608);
-    close(fd);
-    bw_dataset *data = NULL;
-    bw_error err;
-    const bw_value *in = &g->values[g->inputs[0]];
-    if (bw_dataset_open(path, NULL, in->name, in->rank, in->dims, &data, &err))
-        fail_msg("%s", err.message);
-    unlink(path);
-    return data;
+    return test_samples(g, x, count);
 }
 
 /* What is recorded of every value, a Relu's too, is what the float network reaches. */
 static void test_ranges(void **unused)
 {
     (void)unused;
-    enum { COUNT = 19 };
+    enum { COUNT = 19 }; /* not a multiple of the batch */
     static float x[COUNT * 1152];
     bw_graph *g = network();
     bw_dataset *data = samples(x, COUNT, g);
