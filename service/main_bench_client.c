@@ -27,6 +27,8 @@ static const char usage[] =
     "  --model-version V       its version (default: the highest)\n"
     "  --protocol P            kserve (raw contents), kserve-typed, predict (default kserve)\n"
     "  --input [NAME=]SOURCE   random, zeros, FILE.npy, or a PNG or JPEG file (default random)\n"
+    "  --datatype D            what inputs are sent as: FP32 (default), FP16, BF16, UINT8, INT8;\n"
+    "                          with kserve and predict\n"
     "  --shape [NAME=]D,D,...  shape of an FP32 input; with a shape for every input the server's\n"
     "                          metadata are not asked for\n"
     "  --shared-memory         pass inputs and outputs in POSIX shared memory, to a server on this host\n"
@@ -52,6 +54,7 @@ typedef struct arguments {
     bw_load_options load;
     const char *model, *version;
     bw_bench_protocol protocol;
+    bw_element element; /* of inputs that are no pictures */
     const char *inputs[BW_MODEL_IO_MAX], *shapes[BW_MODEL_IO_MAX];
     size_t input_count, shape_count;
     unsigned batch;
@@ -64,6 +67,7 @@ enum {
     OPT_MODEL_VERSION,
     OPT_PROTOCOL,
     OPT_INPUT,
+    OPT_DATATYPE,
     OPT_SHAPE,
     OPT_SHARED_MEMORY,
     OPT_BATCH,
@@ -86,6 +90,7 @@ static const struct option options[] = {
     {"model-version", required_argument, NULL, OPT_MODEL_VERSION},
     {"protocol", required_argument, NULL, OPT_PROTOCOL},
     {"input", required_argument, NULL, OPT_INPUT},
+    {"datatype", required_argument, NULL, OPT_DATATYPE},
     {"shape", required_argument, NULL, OPT_SHAPE},
     {"shared-memory", no_argument, NULL, OPT_SHARED_MEMORY},
     {"batch", required_argument, NULL, OPT_BATCH},
@@ -195,6 +200,10 @@ static int set_option(arguments *a, int opt)
         code = set_whole(&n, "seed", optarg, 0, 1000000000);
         o->seed = n;
         return code;
+    case OPT_DATATYPE:
+        a->element = bw_bench_datatype(optarg);
+        return a->element ? 0
+                          : bw_cli_usage(COMMAND, "--datatype %.40s: expected FP32, FP16, BF16, UINT8 or INT8", optarg);
     case OPT_JSON:
         a->json = 1;
         return 0;
@@ -213,7 +222,7 @@ static int set_option(arguments *a, int opt)
 
 static int parse(arguments *a, int argc, char **argv)
 {
-    *a = (arguments){.model = "", .version = "", .batch = 1, .connect_seconds = 5};
+    *a = (arguments){.model = "", .version = "", .element = BW_ELEMENT_F32, .batch = 1, .connect_seconds = 5};
     a->load = (bw_load_options){.connections = 1, .poisson = 1, .warmup_seconds = 1, .seconds = 10, .seed = 1};
     opterr = 0;
     for (int opt; !a->done && (opt = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
@@ -236,6 +245,9 @@ static int parse(arguments *a, int argc, char **argv)
     if (a->json && !(bw_bench_is_utf8(a->load.address) && bw_bench_is_utf8(a->model) && bw_bench_is_utf8(a->version) &&
                      (!a->input_count || bw_bench_is_utf8(a->inputs[0]))))
         return bw_cli_usage(COMMAND, "--json: address, model, version and input must be UTF-8");
+    if (a->element != BW_ELEMENT_F32 && a->protocol == BW_BENCH_KSERVE_TYPED)
+        return bw_cli_usage(COMMAND, "--datatype %s with --protocol kserve-typed: only kserve and predict have it",
+                            bw_element_get(a->element)->kserve);
     if (a->shared_memory && a->protocol != BW_BENCH_KSERVE)
         return bw_cli_usage(COMMAND, "--shared-memory with --protocol %s: only kserve has it",
                             bw_bench_protocol_name(a->protocol));
@@ -360,6 +372,7 @@ static bw_status make_message(const arguments *a, session *s, bw_error *err)
         const char *source = value_for(a->inputs, a->input_count, in->name, s->input_count);
         status =
             bw_bench_settle_shape(in, value_for(a->shapes, a->shape_count, in->name, s->input_count), a->batch, err);
+        in->element = a->element;
         if (!status)
             status = bw_bench_fill(in, source ? source : "random", a->batch, &seed, err);
     }

@@ -64,26 +64,49 @@ const bw_element_traits *bw_element_of_dtype(bw_dtype dtype)
     return NULL;
 }
 
+#define STEP 32 /* elements converted at once */
+
 /* --- values ----------------------------------------------------------------------------------------------------- */
 
-static float bf16_value(uint16_t bits)
+static inline float float_of(uint32_t bits)
 {
-    uint32_t wide = (uint32_t)bits << 16;
     float f;
-    memcpy(&f, &wide, sizeof f);
+    memcpy(&f, &bits, sizeof f);
     return f;
 }
 
-/* One aligned piece of `n` elements. The host is little-endian, as the wire is. */
-static void convert_piece(bw_element element, const void *from, size_t n, float *out)
+static inline uint32_t bits_of(float f)
 {
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    return bits;
+}
+
+/* Without branches and subnormal numbers, so that compilers make vectors of it. */
+static inline float half_value(uint16_t bits)
+{
+    const uint32_t sign = (uint32_t)(bits & 0x8000) << 16, rest = (uint32_t)(bits & 0x7fff) << 13;
+    const uint32_t is_small = -(uint32_t)(rest < 0x00800000),
+                   is_infinite = -(uint32_t)(rest >= 0x0f800000); /* or NaN */
+    const uint32_t small = bits_of(float_of(rest + 0x38800000) - 0x1p-14f);
+    const uint32_t other = rest + 0x38000000 + (is_infinite & 0x38000000); /* exponent 31 becomes 255 */
+    return float_of(sign | (small & is_small) | (other & ~is_small));
+}
+
+/* One aligned piece of `n` elements. The host is little-endian, as the wire is. */
+static void convert_piece(bw_element element, const void *from, size_t n, float *restrict out)
+{
+    /* Compilers make vectors of loops of known length. */
 #define EACH(type, expression)                                                                                         \
     do {                                                                                                               \
-        const type *v = from;                                                                                          \
-        for (size_t i = 0; i < n; i++)                                                                                 \
+        const type *restrict v = from;                                                                                 \
+        size_t i = 0;                                                                                                  \
+        for (size_t end = STEP; end <= n; end += STEP)                                                                 \
+            for (size_t k = 0; k < STEP; k++, i++)                                                                     \
+                out[i] = (float)(expression);                                                                          \
+        for (; i < n; i++)                                                                                             \
             out[i] = (float)(expression);                                                                              \
     } while (0)
-    const bw_format_traits *half = bw_format_get(BW_FORMAT_FP16);
     switch (element) {
     case BW_ELEMENT_F32:
         memcpy(out, from, n * sizeof *out);
@@ -110,13 +133,13 @@ static void convert_piece(bw_element element, const void *from, size_t n, float 
         EACH(uint8_t, v[i] != 0);
         break;
     case BW_ELEMENT_BF16:
-        EACH(uint16_t, bf16_value(v[i]));
+        EACH(uint16_t, float_of((uint32_t)v[i] << 16));
         break;
     case BW_ELEMENT_U16:
         EACH(uint16_t, v[i]);
         break;
     case BW_ELEMENT_F16:
-        EACH(uint16_t, bw_decode_vector(half, v[i]));
+        EACH(uint16_t, half_value(v[i]));
         break;
     case BW_ELEMENT_U32:
         EACH(uint32_t, v[i]);

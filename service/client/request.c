@@ -4,11 +4,13 @@
 
 #include <errno.h>
 #include <jansson.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "host/npy.h"
+#include "kernels/formats.h"
 #include "service/proto/inference.pb-c.h"
 #include "service/proto/predict.pb-c.h"
 
@@ -252,10 +254,55 @@ static bw_status fill_npy(bw_bench_input *in, const char *path, bw_error *err)
     return status;
 }
 
+/* The floats of an input as what it sends. */
+static bw_status narrow(bw_bench_input *in, const char *source, bw_error *err)
+{
+    const bw_element_traits *e = bw_element_get(in->element);
+    const bw_format_traits *vector = in->element == BW_ELEMENT_F16    ? bw_format_get(BW_FORMAT_FP16)
+                                     : in->element == BW_ELEMENT_BF16 ? bw_format_get(BW_FORMAT_BF16)
+                                                                      : NULL;
+    const float *values = in->values, low = in->element == BW_ELEMENT_I8 ? -128 : 0, high = low + 255;
+    const size_t n = in->bytes / sizeof *values;
+    uint8_t *to = in->values; /* what is written lies behind what is read */
+    for (size_t i = 0; i < n; i++) {
+        const float v = values[i];
+        if (vector) {
+            const uint16_t code = bw_encode_vector(vector, v);
+            memcpy(to + 2 * i, &code, sizeof code);
+            continue;
+        }
+        if (!(v >= low && v <= high) || v != (float)(int)v)
+            return bw_fail(err, BW_INVALID_ARGUMENT,
+                           "%.200s: value %g at index %zu is no %s, whole numbers from %g to %g: send FP32", source,
+                           (double)v, i, e->kserve, (double)low, (double)high);
+        to[i] = (uint8_t)(int)v;
+    }
+    in->bytes = n * e->size;
+    return BW_OK;
+}
+
+/* Of what the input can hold: all of a byte's values, or -1..1. */
+static float random_value(const bw_bench_input *in, uint64_t *seed)
+{
+    const double r = bw_bench_random(seed);
+    if (bw_element_get(in->element)->size > 1)
+        return (float)(2 * r - 1);
+    return floorf((float)(256 * r)) - (in->element == BW_ELEMENT_I8 ? 128 : 0);
+}
+
 static int is_picture(const uint8_t *b, size_t size)
 {
     return (size > 8 && !memcmp(b, "\x89PNG\r\n\x1a\n", 8)) ||
            (size > 3 && b[0] == 0xff && b[1] == 0xd8 && b[2] == 0xff);
+}
+
+bw_element bw_bench_datatype(const char *name)
+{
+    static const bw_element known[] = {BW_ELEMENT_F32, BW_ELEMENT_F16, BW_ELEMENT_BF16, BW_ELEMENT_U8, BW_ELEMENT_I8};
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
+        if (!strcmp(name, bw_element_get(known[i])->kserve))
+            return known[i];
+    return BW_ELEMENT_NONE;
 }
 
 bw_status bw_bench_fill(bw_bench_input *in, const char *source, int64_t batch, uint64_t *seed, bw_error *err)
@@ -265,8 +312,8 @@ bw_status bw_bench_fill(bw_bench_input *in, const char *source, int64_t batch, u
     if (random || !strcmp(source, "zeros")) {
         bw_status status = float_room(in, &n, err);
         for (size_t i = 0; i < n && !status; i++)
-            ((float *)in->values)[i] = random ? (float)(2 * bw_bench_random(seed) - 1) : 0;
-        return status;
+            ((float *)in->values)[i] = random ? random_value(in, seed) : 0;
+        return status || in->element == BW_ELEMENT_F32 ? status : narrow(in, source, err);
     }
     void *bytes;
     size_t size;
@@ -283,9 +330,11 @@ bw_status bw_bench_fill(bw_bench_input *in, const char *source, int64_t batch, u
     }
     int npy = size > 6 && !memcmp(bytes, "\x93NUMPY", 6);
     free(bytes);
-    return npy ? fill_npy(in, source, err)
-               : bw_fail(err, BW_INVALID_ARGUMENT,
-                         "%.300s: neither .npy nor PNG nor JPEG: give such a file, or 'random'", source);
+    if (!npy)
+        return bw_fail(err, BW_INVALID_ARGUMENT, "%.300s: neither .npy nor PNG nor JPEG: give such a file, or 'random'",
+                       source);
+    status = fill_npy(in, source, err);
+    return status || in->element == BW_ELEMENT_F32 ? status : narrow(in, source, err);
 }
 
 /* --- KServe ------------------------------------------------------------------------------------------------------- */

@@ -27,10 +27,10 @@ const char *bw_bench_protocol_path(bw_bench_protocol protocol); /* of the method
 
 typedef struct bw_bench_input {
     char name[256];
-    bw_element element; /* BW_ELEMENT_F32; BW_ELEMENT_BYTES once filled with a picture */
+    bw_element element; /* what is sent: F32, or F16, BF16, U8, I8; BYTES once filled with a picture */
     int rank;
     int64_t dims[BW_RANK_MAX]; /* -1: open; none is once filled */
-    void *values;              /* owned: floats, or one picture file */
+    void *values;              /* owned: of that element, or one picture file */
     size_t bytes;              /* of values */
 } bw_bench_input;
 
@@ -46,8 +46,11 @@ bw_status bw_bench_inputs_from_metadata(const void *bytes, size_t size, bw_bench
 /* Sets the open dims: the first to `batch`. `dims` as text "1,3,224,224" overrides all if not NULL.
  * BW_INVALID_ARGUMENT: another dim is open, the text is no shape, or a batch other than 1 and the first dim differ. */
 bw_status bw_bench_settle_shape(bw_bench_input *input, const char *dims, int64_t batch, bw_error *err);
-/* source: "random" (uniform in [-1, 1), from *seed), "zeros", a .npy file (the first `batch` rows of it), or a PNG or
- * JPEG file, sent `batch` times. BW_NOT_FOUND, BW_INVALID_ARGUMENT, BW_CORRUPT, BW_NO_MEMORY. */
+/* What an input can send, by KServe's name: FP32, FP16, BF16, UINT8 or INT8; else BW_ELEMENT_NONE. */
+bw_element bw_bench_datatype(const char *name);
+/* Before: the element that is to be sent. source: "random" (uniform in [-1, 1), from *seed; of bytes all values),
+ * "zeros", a .npy file (the first `batch` rows of it), or a PNG or JPEG file, sent `batch` times. BW_NOT_FOUND,
+ * BW_INVALID_ARGUMENT (also a value that UINT8 or INT8 do not hold), BW_CORRUPT, BW_NO_MEMORY. */
 bw_status bw_bench_fill(bw_bench_input *input, const char *source, int64_t batch, uint64_t *seed, bw_error *err);
 
 /* The message, appended to *message. BW_INVALID_ARGUMENT: more than 2 GiB, which no gRPC server takes. */

@@ -143,17 +143,17 @@ def print_share(network, device, way, run):
 
 def share(options, work, address, device=None):
     """The service's part of a network's latency: all but the device and the network's own stages on the CPU. Tensors in
-    the messages and in shared memory, turn by turn; the medians of each."""
+    the messages, in shared memory, and in the messages as UINT8, turn by turn; the medians of each."""
     local = address.startswith("unix:")
     way = "a Unix-domain socket" if local else "TCP, loopback"
-    ways = {"message": [], "shared_memory": ["--shared-memory"]}
+    ways = {"message": [], "shared_memory": ["--shared-memory"], "uint8": ["--datatype", "UINT8"]}
     server = Server(work, "network", [os.path.join(options.bin, "blockwave-serve"), options.network, "--grpc", address,
                                       "--port-file", "PORT_FILE", "--lame-duck-ms", "0", "--quiet", "--shared-memory"]
                     + (["--device", device] if device else []), address if local else None)
     runs = {name: [] for name in ways}
     try:
         for number in range(options.rounds):
-            for name in sorted(ways, reverse=number % 2 == 1):
+            for name in sorted(ways, key=lambda name: (list(ways).index(name) + number) % len(ways)):
                 runs[name].append(client(options, server, "--warmup", "0.5", "--duration", str(max(2, options.seconds)),
                                          *ways[name]))
     finally:

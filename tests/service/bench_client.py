@@ -149,6 +149,36 @@ def what_is_sent():
     assert f["ok"] > 0 and f["failed"] == 0 and f["server_us"]["preprocess"]["mean"] > 0, f
 
 
+def other_datatypes():
+    rows = np.array([[0, 1, 2.5, -3], [255, 128, 0.1, 65504]], "<f4")
+    whole = np.array([[0, 1, 127, 3], [9, 8, 7, 100]], "<f8")
+    np.save(os.path.join(WORK, "reals.npy"), rows)
+    np.save(os.path.join(WORK, "whole.npy"), whole)
+    with Recorder() as r:
+        args = ("--shape", "x=2,4", "--batch", "2", "--model", "m", "--duration", "0.1", "--input")
+        for name, kind, file, values in (("UINT8", "u1", "whole", whole), ("INT8", "i1", "whole", whole),
+                                         ("FP16", "<f2", "reals", rows), ("FP32", "<f4", "reals", rows)):
+            r.requests.clear()
+            figures(r.port, *args, os.path.join(WORK, file + ".npy"), "--datatype", name)
+            assert r.requests[0].inputs[0].datatype == name, r.requests[0]
+            assert r.requests[0].raw_input_contents[0] == values.astype(kind).tobytes(), r.requests[0]
+        r.requests.clear()
+        figures(r.port, *args, os.path.join(WORK, "whole.npy"), "--datatype", "BF16")
+        sent = np.frombuffer(r.requests[0].raw_input_contents[0], "<u2").astype("<u4") << 16
+        assert np.array_equal(sent.view("<f4"), whole.ravel()) and r.requests[0].inputs[0].datatype == "BF16"
+        for name, low, high in (("UINT8", 0, 255), ("INT8", -128, 127)):
+            r.requests.clear()
+            figures(r.port, "--shape", "x=1,4000", "--model", "m", "--duration", "0.1", "--datatype", name)
+            values = np.frombuffer(r.requests[0].raw_input_contents[0], "u1" if name == "UINT8" else "i1")
+            assert len(values) == 4000 and values.min() == low and values.max() == high and len(set(values)) == 256
+        refused("value 2.5 at index 2 is no UINT8, whole numbers from 0 to 255: send FP32", *args,
+                os.path.join(WORK, "reals.npy"), "--datatype", "UINT8", port=r.port)
+    for name in ("FP16", "BF16", "UINT8", "INT8"):
+        for protocol in ("kserve", "predict"):
+            f = figures(server.port, "--model", "double", "--datatype", name, "--protocol", protocol, "--duration", "0.2")
+            assert f["ok"] > 0 and f["failed"] == 0, f
+
+
 def left_segments():
     return [name for name in os.listdir("/dev/shm") if name.startswith("blockwave-bench-")]
 
@@ -276,6 +306,8 @@ def wrong_usage():
     for text, *args in (("no address given",), ("one address expected", "a:1", "b:2"),
                         ("--batch 0: expected", "a:1", "--batch", "0"), ("--rate x: expected", "a:1", "--rate", "x"),
                         ("--protocol http: expected", "a:1", "--protocol", "http"),
+                        ("--datatype FP64: expected FP32, FP16", "a:1", "--datatype", "FP64"),
+                        ("kserve-typed: only", "a:1", "--datatype", "FP16", "--protocol", "kserve-typed"),
                         ("--arrival never: expected", "a:1", "--arrival", "never"),
                         ("at most 65536", "a:1", "--connections", "1024", "--outstanding", "1024"),
                         ("unknown option '--frob'", "a:1", "--frob"), ("--input needs a value", "a:1", "--input")):
@@ -287,6 +319,6 @@ def wrong_usage():
 
 with server:
     run([closed_loop_in_each_protocol, two_inputs_and_fixed_batch, open_loop_keeps_its_rate,
-         a_stall_is_seen_by_all_who_wait, too_few_allowed_on_their_way_is_said, what_is_sent,
-         tensors_in_shared_memory, memory_that_is_not_there, errors_are_counted_by_code, a_server_that_dies, time_on_the_device, ctrl_c_prints_the_figures_so_far,
-         nobody_there, wrong_usage])
+         a_stall_is_seen_by_all_who_wait, too_few_allowed_on_their_way_is_said, what_is_sent, other_datatypes,
+         tensors_in_shared_memory, memory_that_is_not_there, errors_are_counted_by_code, a_server_that_dies,
+         time_on_the_device, ctrl_c_prints_the_figures_so_far, nobody_there, wrong_usage])
