@@ -8,15 +8,15 @@
 #include "sim/rows_avx512.h"
 
 /*
- * Most pixels and tiles of a pass. A group is made in as many passes as its pixels have vectors in whole blocks of the
- * output, B: one for blocks of 16 and 32, two for those of 64, four for those of 128; the weights of a pass should lie
- * in the first cache while all its pixels meet them. With I = 16, which is for blocks of 16 on both sides, the weights
- * of a block stay in registers for all pixels; else the pixels' integer sums do, and the input's blocks are of any
- * length.
+ * Most pixels and tiles of a pass. A group has whole blocks of the output, B, and W channels of each pixel: one block,
+ * or two of 64. It is made in one pass of two tiles for blocks of 16 and 32, two for 64 channels, four for 128; the
+ * weights of a pass should lie in the first cache while all its pixels meet them. With I = 16, which is for blocks of
+ * 16 on both sides, the weights of a block stay in registers for all pixels; else the pixels' integer sums do, and the
+ * input's blocks are of any length.
  */
 #define DIRECT_PIXELS 8
 #define DIRECT_TILES  2
-#define PASSES(B)     ((B) >= 64 ? (int)(B) / 32 : 1)
+#define PASSES(W)     ((W) >= 64 ? (int)(W) / 32 : 1)
 
 /* Weights that are fetched meanwhile, `lines` of 64 bytes with each block (with I = 16 all of a pass at once). */
 typedef struct direct_ahead {
@@ -143,8 +143,8 @@ typedef struct direct_end {
 } direct_end;
 
 /* Vectors of a pixel, and blocks that those of T tiles belong to. */
-#define KEPT(B)      ((B) >= 64 ? (int)(B) / 16 : 2)
-#define BLOCKS(T, B) ((B) == 16 ? (T) : 1)
+#define KEPT(W)         ((W) >= 64 ? (int)(W) / 16 : 2)
+#define BLOCKS(T, B, W) ((B) == 16 ? (T) : (B) >= 64 ? (int)((W) / (B)) : 1)
 
 /* Of two groups their values: of one that is being made, and of the one before, whose codes are made when some of the
  * next one's sums are complete. By then its scales are there, and what waits for them does not keep multiplications out
@@ -160,11 +160,11 @@ typedef struct direct_later {
 /* Finds and writes the exponents of the group that has been made, which becomes the one before. p, c: first pixel and
  * channel. */
 INLINE void direct_scales(const direct_end *to, size_t p, size_t c, const int P, const int T, const size_t B,
-                          const int relu, direct_later *later)
+                          const size_t W, const int relu, direct_later *later)
 {
-    const int kept = KEPT(B), each = BLOCKS(T, B), per = (int)B / 16, count = P * each;
+    const int kept = KEPT(W), each = BLOCKS(T, B, W), per = (int)B / 16, count = P * each;
     const int magnitude = magnitude_bits(relu);
-    const vf *y = later->y[B >= 64 ? later->now : 0];
+    const vf *y = later->y[W >= 64 ? later->now : 0];
     const size_t step = to->block.exp_pixel; /* exponents are bytes, which may be anything to compilers */
     int8_t *first = to->block.first.exps + p * step + c / B;
     int over = 0;
@@ -196,14 +196,14 @@ INLINE void direct_scales(const direct_end *to, size_t p, size_t c, const int P,
 
 /* Writes codes that are left to do: those of pixels first .. end - 1. */
 INLINE void direct_codes(const direct_end *to, const direct_later *later, int first, int end, const int P, const int T,
-                         const size_t B, const int relu)
+                         const size_t B, const size_t W, const int relu)
 {
-    const int kept = KEPT(B), each = BLOCKS(T, B), per = B == 16 ? T : kept;
+    const int kept = KEPT(W), each = BLOCKS(T, B, W), per = B == 16 ? T : kept;
     const int some = per >= 4 ? 1 : 4 / per; /* pixels whose codes fill vectors */
     const size_t bytes = 16 * (size_t)per, step = to->block.code_pixel;
     uint8_t *to_first = later->codes;
     const int over = later->over;
-    const vf *all = later->y[B >= 64 ? later->now ^ 1 : 0];
+    const vf *all = later->y[W >= 64 ? later->now ^ 1 : 0];
 #pragma GCC unroll 4
     for (int next = first; next < end; next += some) {
         const int i = next + some > P ? P - some : next; /* some of the last ones are done twice */
@@ -220,20 +220,20 @@ INLINE void direct_codes(const direct_end *to, const direct_later *later, int fi
 }
 
 INLINE void direct_flush(const direct_end *to, direct_later *later, const int P, const int T, const size_t B,
-                         const int relu)
+                         const size_t W, const int relu)
 {
     if (later->codes)
-        direct_codes(to, later, 0, P, P, T, B, relu);
+        direct_codes(to, later, 0, P, P, T, B, W, relu);
     later->codes = NULL;
 }
 
 /* Keeps the values of a pass. */
-INLINE void direct_keep(int pass, const int P, const int T, const size_t B, vf s[DIRECT_PIXELS][DIRECT_TILES],
-                        direct_later *later)
+INLINE void direct_keep(int pass, const int P, const int T, const size_t B, const size_t W,
+                        vf s[DIRECT_PIXELS][DIRECT_TILES], direct_later *later)
 {
-    vf *y = later->y[B >= 64 ? later->now : 0] + 2 * pass;
+    vf *y = later->y[W >= 64 ? later->now : 0] + 2 * pass;
 #pragma GCC unroll 8
-    for (int i = 0; i < P; i++, y += KEPT(B)) {
+    for (int i = 0; i < P; i++, y += KEPT(W)) {
 #pragma GCC unroll 4
         for (int k = 0; k < T; k++)
             y[k] = s[i][k];
@@ -300,12 +300,12 @@ INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, si
 
 /* Whole blocks of the output of P pixels, from tile t on. Inlined with constant P, T, I, B and kinds, as all below. */
 INLINE void direct_group(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int P, const int T,
-                         const size_t I, const size_t B, const side_kind residual, const int half, const int block,
-                         const int relu, direct_ahead *fetch, direct_later *later)
+                         const size_t I, const size_t B, const size_t W, const side_kind residual, const int half,
+                         const int block, const int relu, direct_ahead *fetch, direct_later *later)
 {
     const uint8_t *codes = g->codes + p * g->code_step;
     const int32_t *scale = g->scale + p * g->scale_step;
-    for (int pass = 0; pass < PASSES(B); pass++) {
+    for (int pass = 0; pass < PASSES(W); pass++) {
         const size_t at = t + 2 * (size_t)pass;
         vf s[DIRECT_PIXELS][DIRECT_TILES];
         if (B < 128 || at * 16 < g->n) {
@@ -320,22 +320,22 @@ INLINE void direct_group(const bw_direct *g, const direct_end *to, size_t p, siz
                 s[i][0] = s[i][1] = v_set(0.0f);
         }
         if (block && later->codes)
-            direct_codes(to, later, P * pass / PASSES(B), P * (pass + 1) / PASSES(B), P, T, B, relu);
+            direct_codes(to, later, P * pass / PASSES(W), P * (pass + 1) / PASSES(W), P, T, B, W, relu);
         if (block)
-            direct_keep(pass, P, T, B, s, later);
+            direct_keep(pass, P, T, B, W, s, later);
     }
     if (block)
-        direct_scales(to, p, t * 16, P, T, B, relu, later);
+        direct_scales(to, p, t * 16, P, T, B, W, relu, later);
 }
 
 /* All pixels, all tiles. If a tile meets all pixels before the next does, the next one's weights are fetched meanwhile.
  */
 INLINE void direct_tiles(const bw_direct *g, const direct_end *to, const int P, const size_t I, const size_t B,
-                         const side_kind residual, const int half, const int block, const int relu)
+                         const size_t W, const side_kind residual, const int half, const int block, const int relu)
 {
     const size_t tiles = (g->n + 15) / 16, step = (size_t)P, at_once = g->all_at_once ? g->pixels : step;
-    const size_t next = 2 * (size_t)PASSES(B), bytes = next * g->blocks * 16 * g->block;
-    const size_t calls = (at_once + step - 1) / step * (size_t)PASSES(B) * g->blocks;
+    const size_t next = 2 * (size_t)PASSES(W), bytes = next * g->blocks * 16 * g->block;
+    const size_t calls = (at_once + step - 1) / step * (size_t)PASSES(W) * g->blocks;
     direct_later later = {.codes = NULL};
     for (size_t from = 0; from < g->pixels; from += at_once)
         for (size_t t = 0; t < tiles; t += next) {
@@ -345,31 +345,31 @@ INLINE void direct_tiles(const bw_direct *g, const direct_end *to, const int P, 
                 fetch = (direct_ahead){after, after + bytes, (bytes / 64 + calls - 1) / calls};
             const int alone = B < 64 && t + 1 == tiles;
             if (block && alone)
-                direct_flush(to, &later, P, 2, B, relu);
+                direct_flush(to, &later, P, 2, B, W, relu);
             for (size_t p = from; p < from + at_once && p < g->pixels; p += step) {
                 /* Some of the last ones are done twice. */
                 const size_t at = p + step > g->pixels ? g->pixels - step : p;
                 if (I == 16 && fetch.at < fetch.end) /* its blocks are too short for that */
                     fetch.at = fetch_lines(&fetch, fetch.lines * g->blocks, fetch.at);
                 if (alone)
-                    direct_group(g, to, at, t, P, 1, I, B, residual, half, block, relu, &fetch, &later);
+                    direct_group(g, to, at, t, P, 1, I, B, W, residual, half, block, relu, &fetch, &later);
                 else
-                    direct_group(g, to, at, t, P, 2, I, B, residual, half, block, relu, &fetch, &later);
+                    direct_group(g, to, at, t, P, 2, I, B, W, residual, half, block, relu, &fetch, &later);
             }
             if (block && alone)
-                direct_flush(to, &later, P, 1, B, relu);
+                direct_flush(to, &later, P, 1, B, W, relu);
         }
     if (block)
-        direct_flush(to, &later, P, 2, B, relu);
+        direct_flush(to, &later, P, 2, B, W, relu);
 }
 
 INLINE void direct_all(const bw_direct *g, const direct_end *to, const int P, const size_t I, const size_t B,
-                       const side_kind residual, const int half, const int block)
+                       const size_t W, const side_kind residual, const int half, const int block)
 {
     if (g->activation->kind == BW_ACT_RELU)
-        direct_tiles(g, to, P, I, B, residual, half, block, 1);
+        direct_tiles(g, to, P, I, B, W, residual, half, block, 1);
     else
-        direct_tiles(g, to, P, I, B, residual, half, block, 0);
+        direct_tiles(g, to, P, I, B, W, residual, half, block, 0);
 }
 
 typedef void (*direct_fn)(const bw_direct *g, const direct_end *to);
@@ -379,30 +379,38 @@ typedef struct direct_set {
     direct_fn half, block, residual_block, residual_both, any;
 } direct_set;
 
+/* Ends in blocks, of W channels at a time. */
+#define DEFINE_BLOCK(P, I, B, W)                                                                                       \
+    static void block_##P##_##I##_##B##_##W(const bw_direct *g, const direct_end *to)                                  \
+    {                                                                                                                  \
+        direct_all(g, to, P, I, B, W, SIDE_NONE, 0, 1);                                                                \
+    }                                                                                                                  \
+    static void residual_block_##P##_##I##_##B##_##W(const bw_direct *g, const direct_end *to)                         \
+    {                                                                                                                  \
+        direct_all(g, to, P, I, B, W, SIDE_FP16, 0, 1);                                                                \
+    }                                                                                                                  \
+    static void residual_both_##P##_##I##_##B##_##W(const bw_direct *g, const direct_end *to)                          \
+    {                                                                                                                  \
+        direct_all(g, to, P, I, B, W, SIDE_FP16, 1, 1);                                                                \
+    }
+
 #define DEFINE(P, I, B)                                                                                                \
+    DEFINE_BLOCK(P, I, B, B)                                                                                           \
     static void half_##P##_##I##_##B(const bw_direct *g, const direct_end *to)                                         \
     {                                                                                                                  \
-        direct_all(g, to, P, I, B, SIDE_NONE, 1, 0);                                                                   \
-    }                                                                                                                  \
-    static void block_##P##_##I##_##B(const bw_direct *g, const direct_end *to)                                        \
-    {                                                                                                                  \
-        direct_all(g, to, P, I, B, SIDE_NONE, 0, 1);                                                                   \
-    }                                                                                                                  \
-    static void residual_block_##P##_##I##_##B(const bw_direct *g, const direct_end *to)                               \
-    {                                                                                                                  \
-        direct_all(g, to, P, I, B, SIDE_FP16, 0, 1);                                                                   \
-    }                                                                                                                  \
-    static void residual_both_##P##_##I##_##B(const bw_direct *g, const direct_end *to)                                \
-    {                                                                                                                  \
-        direct_all(g, to, P, I, B, SIDE_FP16, 1, 1);                                                                   \
+        direct_all(g, to, P, I, B, B, SIDE_NONE, 1, 0);                                                                \
     }                                                                                                                  \
     static void any_##P##_##I##_##B(const bw_direct *g, const direct_end *to)                                          \
     {                                                                                                                  \
-        direct_all(g, to, P, I, B, ANY, to->half.kind != SIDE_NONE, to->block.kind != SIDE_NONE);                      \
+        direct_all(g, to, P, I, B, B, ANY, to->half.kind != SIDE_NONE, to->block.kind != SIDE_NONE);                   \
     }                                                                                                                  \
-    static const direct_set set_##P##_##I##_##B = {half_##P##_##I##_##B, block_##P##_##I##_##B,                        \
-                                                   residual_block_##P##_##I##_##B, residual_both_##P##_##I##_##B,      \
-                                                   any_##P##_##I##_##B};
+    static const direct_set set_##P##_##I##_##B = SET(P, I, B, B);
+
+#define SET(P, I, B, W)                                                                                                \
+    {                                                                                                                  \
+        half_##P##_##I##_##B, block_##P##_##I##_##B##_##W, residual_block_##P##_##I##_##B##_##W,                       \
+            residual_both_##P##_##I##_##B##_##W, any_##P##_##I##_##B                                                   \
+    }
 
 DEFINE(7, 0, 128)
 DEFINE(7, 0, 64)
@@ -411,11 +419,17 @@ DEFINE(7, 0, 16)
 DEFINE(7, 16, 16)
 DEFINE(8, 16, 16)
 
+/* Two blocks of 64 at a time: the chains that find their scales are side by side. */
+DEFINE_BLOCK(7, 0, 64, 128)
+static const direct_set set_7_0_twice_64 = SET(7, 0, 64, 128);
+
 static const direct_set *choose_set(const bw_direct *g, size_t out)
 {
     if (g->block == 16 && out == 16)
         return (g->pixels + 6) / 7 * 7 < (g->pixels + 7) / 8 * 8 ? &set_7_16_16 : &set_8_16_16;
-    return out == 16 ? &set_7_0_16 : out == 32 ? &set_7_0_32 : out == 64 ? &set_7_0_64 : &set_7_0_128;
+    if (out == 64)
+        return g->n % 128 ? &set_7_0_64 : &set_7_0_twice_64;
+    return out == 16 ? &set_7_0_16 : out == 32 ? &set_7_0_32 : &set_7_0_128;
 }
 
 void bw_direct_avx512vnni(const bw_direct *g)

@@ -181,8 +181,9 @@ INLINE vf table_values(const table_shape *t, const uint8_t *codes, vf s)
 
 INLINE void read_blocks(const side *d, spot at, int block, int vectors, int table, vf *y)
 {
+    const int full = vectors / (64 / V_LANES); /* apart: the checks of sanitizers cost the loop its annotation */
 #pragma GCC unroll 2
-    for (int f = 0; f < vectors * V_LANES / 64; f++) {
+    for (int f = 0; f < full; f++) {
         const __m128i e = load_exps(at.exps + f * 64 / block, block > 64 ? 1 : 64 / block);
         four_factors s = {_mm_slli_epi32(_mm_add_epi32(e, _mm_set1_epi32(127 + (table ? d->table.more : 0))), 23)};
         keep_in_memory(&s);
@@ -334,8 +335,9 @@ INLINE void write_codes(const side *d, int block, int vectors, int relu, const v
             q[i] = v_round(v_min(v_max(y[i] * v_set(scales[b]), lo), hi));
         }
     }
+    const int full = vectors / (64 / V_LANES);
 #pragma GCC unroll 3
-    for (int f = 0; f < vectors * V_LANES / 64; f++)
+    for (int f = 0; f < full; f++)
         v_store_codes(codes + f * 64, q + f * (64 / V_LANES), d->limits.most, relu ? NULL : d->limits.least);
 }
 
@@ -359,8 +361,9 @@ INLINE void write_table(const side *d, int vectors, const vf *y, spot at)
         const vf v = y[i] * v_set(scales[b / 4].f[b % 4]);
         q[i] = encode_elements(v, t->mantissa_bits - 1, (float)t->max_code, t->code_bits - 1);
     }
+    const int full = vectors / (64 / V_LANES);
 #pragma GCC unroll 2
-    for (int f = 0; f < vectors * V_LANES / 64; f++)
+    for (int f = 0; f < full; f++)
         v_store_bytes(at.codes + f * 64, q + f * (64 / V_LANES));
 }
 
