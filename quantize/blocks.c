@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * How long the blocks of each value are: the recipe's length at most, and less where padding would cost more than long
- * blocks save. What counts is what a convolution that reads the value executes for one of its outputs: a
- * multiplication for each four codes, padding included, and what scaling and adding a block costs, as much as two of
- * them (sim/dot_bytes.h).
+ * How long the blocks of each value are: the recipe's length at most. Concatenations, whose parts start a block each,
+ * and groups of convolutions take less where padding would cost more than long blocks save. What counts is what a
+ * convolution that reads the value executes for one of its outputs: a multiplication for each four codes, padding
+ * included, and what scaling and adding a block costs, as much as two of them (sim/dot_bytes.h). Other values have
+ * padding at their end alone, which engines skip.
  */
 #include "quantize/lower.h"
 
@@ -63,11 +64,12 @@ static bw_group_layout lay_out(const bw_grouped *g, int64_t block)
     return l;
 }
 
-static int64_t cost(const bw_grouped *g, const bw_group_layout *l)
+/* In double: sizes of a file's choosing may exceed 64 bits. */
+static double cost(const bw_grouped *g, const bw_group_layout *l)
 {
-    int64_t tiles = l->groups * blocks_of(g->outputs / l->groups, 16);
-    int64_t copied = l->copied ? g->pixels_in * l->groups * l->units * l->block : 0;
-    return g->pixels_out * g->taps * tiles * work(l->units, l->block) + COPYING * copied;
+    const double tiles = (double)l->groups * (double)blocks_of(g->outputs / l->groups, 16);
+    const double copied = l->copied ? (double)g->pixels_in * (double)l->groups * (double)(l->units * l->block) : 0;
+    return (double)g->pixels_out * (double)g->taps * tiles * (double)work(l->units, l->block) + COPYING * copied;
 }
 
 bw_group_layout bw_blocks_of_groups(const bw_recipe *r, const bw_grouped *g)

@@ -30,10 +30,12 @@ static bw_status no_memory(bw_error *err)
     return bw_fail(err, BW_NO_MEMORY, "out of memory while choosing a block");
 }
 
+/* BW_BLOCK_SAMPLES, fewer if their outputs are large, but whole batches where the network fixes one. */
 static int64_t sample_count(const bw_graph *g, const bw_calibration *o, int64_t step)
 {
-    int64_t count = bw_dataset_count(o->data), bytes = 1;
-    count = o->count > 0 && o->count < count ? o->count : count;
+    const int fixed = g->values[g->inputs[0]].dims[0] > 0;
+    int64_t have = bw_dataset_count(o->data), most = BW_BLOCK_SAMPLES, bytes = 1;
+    have = o->count > 0 && o->count < have ? o->count : have;
     for (int i = 0; i < g->output_count; i++) {
         const bw_value *v = &g->values[g->outputs[i]];
         int64_t n = sizeof(float);
@@ -41,9 +43,10 @@ static int64_t sample_count(const bw_graph *g, const bw_calibration *o, int64_t 
             n *= v->dims[d] > 0 ? v->dims[d] : 1;
         bytes += n;
     }
-    count = count > BW_BLOCK_SAMPLES ? BW_BLOCK_SAMPLES : count;
-    count = count > OUTPUT_BYTES / bytes + 1 ? OUTPUT_BYTES / bytes + 1 : count;
-    return g->values[g->inputs[0]].dims[0] > 0 ? count - count % step : count;
+    most = most > OUTPUT_BYTES / bytes + 1 ? OUTPUT_BYTES / bytes + 1 : most;
+    most = fixed && most < step ? step : most;
+    most = have < most ? have : most;
+    return fixed ? most - most % step : most;
 }
 
 /* All samples through the float network (ex), which leaves its outputs in t->want, or through a compiled one, compared
@@ -103,9 +106,14 @@ static bw_status try_block(struct trials *t, uint16_t block, bw_recipe *r, bw_bl
     bw_runner_destroy(runner);
     bw_compiled_free(&c);
     double worst = INFINITY;
-    for (int i = 0; i < t->g->output_count; i++)
-        if (t->noise[i] > 0)
+    for (int i = 0; i < t->g->output_count && !s; i++) {
+        if (!isfinite(t->signal[i]) || !isfinite(t->noise[i]))
+            s = bw_fail(t->err, BW_NOT_FINITE,
+                        "output '%s' is NaN or infinite on the samples, in blocks of %u: check the pre-processing",
+                        t->g->values[t->g->outputs[i]].name, block);
+        else if (t->noise[i] > 0)
             worst = fmin(worst, 10 * log10(t->signal[i] / t->noise[i]));
+    }
     bw_block_trial *trial = &choice->tried[choice->count++];
     *trial = (bw_block_trial){block, worst};
     return s;
@@ -139,10 +147,18 @@ bw_status bw_choose_block(const bw_graph *g, bw_recipe *recipe, double loss_db, 
     if (g->input_count != 1 || g->values[g->inputs[0]].dtype != BW_F32)
         return bw_fail(err, BW_UNSUPPORTED, "network '%s' has %d inputs: choosing a block needs exactly one of fp32",
                        g->name, g->input_count);
+    int floats = 0;
+    for (int i = 0; i < g->output_count; i++)
+        floats += g->values[g->outputs[i]].dtype == BW_F32;
+    if (!floats)
+        return bw_fail(err, BW_UNSUPPORTED,
+                       "network '%s' has no fp32 output by which to choose a block: name one with --block", g->name);
     const int64_t step = bw_calibration_batch(g), count = sample_count(g, o, step);
     const size_t outputs = (size_t)g->output_count;
     if (count < 1)
-        return bw_fail(err, BW_INVALID_ARGUMENT, "%s: not enough samples to choose a block with", o->data_name);
+        return bw_fail(err, BW_INVALID_ARGUMENT, "%s: %lld samples, choosing a block needs %lld: give --calib more",
+                       o->data_name, (long long)bw_dataset_count(o->data),
+                       (long long)(g->values[g->inputs[0]].dims[0] > 0 ? step : 1));
     *choice = (bw_block_choice){.samples = count};
     struct trials t = {.g = g,
                        .o = o,

@@ -36,20 +36,22 @@ static int wanted(const bw_ir_value *v, int form)
     return v->forms[form].wanted;
 }
 
-/* Whether somebody needs the blocks of `value`, as far as that is known before the ops ahead have had their turn. */
-static int blocks_are_read(const bw_ir *ir, int value)
+/* Values that convolutions read, themselves or in a concatenation: their blocks are there anyway. */
+static void mark_convolved(bw_ir *ir)
 {
-    if (wanted(&ir->values[value], BW_FORM_BLOCK))
-        return 1;
-    for (int i = 0; i < ir->op_count; i++)
-        if (ir->ops[i].opcode == BW_OP_CONV && ir->ops[i].in == value)
-            return 1;
-    return 0;
+    for (int i = ir->op_count - 1; i >= 0; i--) {
+        const bw_ir_op *op = &ir->ops[i];
+        if (op->opcode == BW_OP_CONV)
+            ir->values[op->in].convolved = 1;
+        for (int p = 0; p < op->part_count; p++)
+            ir->values[op->parts[p]].convolved |= ir->values[op->out].convolved;
+    }
 }
 
 /* What each op reads, from the last to the first: what is wanted of its result is known when it is its turn. */
 static void spread_wants(bw_ir *ir)
 {
+    mark_convolved(ir);
     for (int v = 0; v < ir->value_count; v++)
         ir->values[v].forms[BW_FORM_OUT].wanted = ir->values[v].output >= 0;
     for (int i = ir->op_count - 1; i >= 0; i--) {
@@ -67,7 +69,7 @@ static void spread_wants(bw_ir *ir)
             /* The maximum commutes with the block rounding as long as windows share a scale, so that blocks do if they
              * are there anyway; fp16 costs less to write and to read. */
             op->reads = wanted(out, BW_FORM_VECTOR) || wanted(out, BW_FORM_OUT) || ir->values[op->in].map ||
-                                !blocks_are_read(ir, op->in)
+                                !ir->values[op->in].convolved
                             ? BW_FORM_VECTOR
                             : BW_FORM_BLOCK;
             break;

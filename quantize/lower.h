@@ -105,6 +105,7 @@ typedef struct bw_ir_value {
     int32_t *map;      /* block form: physical channel -> channel or -1; NULL: dense */
     int64_t physical;  /* channels of the block form */
     uint16_t block;    /* of the block form; 0: not decided yet, the recipe's at most */
+    int convolved;     /* layout: a convolution reads it, or a concatenation that it is part of */
     int producer;      /* op; -1: a stage input */
     int shared;        /* several graph values are this one and more than one of them is used */
     int input, output; /* index among the stage's inputs and outputs, -1 */

@@ -122,7 +122,7 @@ static const struct option options[] = {{"format", 1, NULL, OPT_FORMAT},
 struct arguments {
     const char *model, *output, *calib, *name, *version, *labels, *preprocess, *keep;
     int64_t calib_count;
-    int quiet;
+    int quiet, loss_given;
     bw_quantize_recipe recipe;
     bw_binding bindings[BINDINGS_MAX];
     size_t binding_count;
@@ -268,6 +268,7 @@ static int parse_arguments(int argc, char **argv, struct arguments *a)
                 if (s)
                     return bw_cli_fail(COMMAND, &err);
             } else if (round == 1) {
+                a->loss_given |= c == OPT_BLOCK_LOSS;
                 s = recipe_option(c, optarg, &a->recipe, &err);
                 if (!s)
                     s = plain_option(c, optarg, a, &err);
@@ -284,6 +285,8 @@ static int parse_arguments(int argc, char **argv, struct arguments *a)
         return bw_cli_usage(COMMAND, "no output given: -o MODEL.bw");
     if (a->recipe.bias_correction && !a->calib)
         return bw_cli_usage(COMMAND, "bias correction needs samples: --calib DATA");
+    if (a->loss_given && !a->recipe.choose_block)
+        return bw_cli_usage(COMMAND, "--block-loss goes with --block auto");
     if (bw_recipe_settle(&a->recipe, &err))
         return bw_cli_usage(COMMAND, "%s", err.message);
     if (a->recipe.choose_block && !a->calib)
@@ -538,12 +541,13 @@ static bw_status choose_block(struct job *j, bw_error *err)
 static bw_status note_choice(const struct job *j, bw_error *err)
 {
     json_t *all = json_array();
+    int failed = 0;
     for (int i = 0; i < j->choice.count; i++) {
         const bw_block_trial *t = &j->choice.tried[i];
         json_t *db = isfinite(t->sqnr_db) ? bw_quality_number(t->sqnr_db) : json_null();
-        json_array_append_new(all, json_pack("{s:i, s:o}", "block", (int)t->block, "sqnr_db", db));
+        failed |= json_array_append_new(all, json_pack("{s:i, s:o}", "block", (int)t->block, "sqnr_db", db));
     }
-    return json_object_set_new(j->quality, "blocks_tried", all)
+    return json_object_set_new(j->quality, "blocks_tried", all) || failed
                ? bw_fail(err, BW_NO_MEMORY, "out of memory while calibrating")
                : BW_OK;
 }

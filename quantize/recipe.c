@@ -73,9 +73,10 @@ static bw_status read_key(const char *key, const json_t *v, bw_quantize_recipe *
         return s;
     }
     if (!strcmp(key, "block")) {
-        char number[24] = "";
-        if (json_is_integer(v))
-            snprintf(number, sizeof number, "%lld", (long long)json_integer_value(v));
+        char number[24];
+        if (!text && !json_is_integer(v))
+            return bad_type(key, "16, 32, 64, 128 or \"auto\"", err);
+        snprintf(number, sizeof number, "%lld", (long long)json_integer_value(v));
         return bw_recipe_block("recipe \"block\"", text ? text : number, r, err);
     }
     if (!strcmp(key, "block_loss_db")) {

@@ -29,7 +29,7 @@ static const char usage[] =
     "  --input [NAME=]SOURCE   random, zeros, FILE.npy, or a PNG or JPEG file (default random)\n"
     "  --datatype D            what inputs are sent as: FP32 (default), FP16, BF16, UINT8, INT8;\n"
     "                          with kserve and predict\n"
-    "  --shape [NAME=]D,D,...  shape of an FP32 input; with a shape for every input the server's\n"
+    "  --shape [NAME=]D,D,...  shape of an input; with a shape for every input the server's\n"
     "                          metadata are not asked for\n"
     "  --shared-memory         pass inputs and outputs in POSIX shared memory, to a server on this host\n"
     "                          that was started with --shared-memory\n"

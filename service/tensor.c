@@ -64,9 +64,9 @@ const bw_element_traits *bw_element_of_dtype(bw_dtype dtype)
     return NULL;
 }
 
-#define STEP 32 /* elements converted at once */
-
 /* --- values ----------------------------------------------------------------------------------------------------- */
+
+#define STEP 32 /* elements converted at once */
 
 static inline float float_of(uint32_t bits)
 {

@@ -262,15 +262,19 @@ static bw_status narrow(bw_bench_input *in, const char *source, bw_error *err)
                                      : in->element == BW_ELEMENT_BF16 ? bw_format_get(BW_FORMAT_BF16)
                                                                       : NULL;
     const float *values = in->values, low = in->element == BW_ELEMENT_I8 ? -128 : 0, high = low + 255;
+    const float most = vector ? bw_decode_vector(vector, bw_encode_vector(vector, 0x1.fffffep127f)) : high;
     const size_t n = in->bytes / sizeof *values;
     uint8_t *to = in->values; /* what is written lies behind what is read */
     for (size_t i = 0; i < n; i++) {
         const float v = values[i];
-        if (vector) {
+        if (vector && fabsf(v) <= most) {
             const uint16_t code = bw_encode_vector(vector, v);
             memcpy(to + 2 * i, &code, sizeof code);
             continue;
         }
+        if (vector)
+            return bw_fail(err, BW_INVALID_ARGUMENT, "%.200s: value %g at index %zu, %s ends at %g: send FP32", source,
+                           (double)v, i, e->kserve, (double)most);
         if (!(v >= low && v <= high) || v != (float)(int)v)
             return bw_fail(err, BW_INVALID_ARGUMENT,
                            "%.200s: value %g at index %zu is no %s, whole numbers from %g to %g: send FP32", source,
@@ -287,7 +291,7 @@ static float random_value(const bw_bench_input *in, uint64_t *seed)
     const double r = bw_bench_random(seed);
     if (bw_element_get(in->element)->size > 1)
         return (float)(2 * r - 1);
-    return floorf((float)(256 * r)) - (in->element == BW_ELEMENT_I8 ? 128 : 0);
+    return (float)floor(256 * r) - (in->element == BW_ELEMENT_I8 ? 128 : 0);
 }
 
 static int is_picture(const uint8_t *b, size_t size)
@@ -320,6 +324,10 @@ bw_status bw_bench_fill(bw_bench_input *in, const char *source, int64_t batch, u
     bw_status status = bw_file_read(source, FILE_LIMIT, &bytes, &size, err);
     if (status)
         return status;
+    if (is_picture(bytes, size) && in->element != BW_ELEMENT_F32) {
+        free(bytes);
+        return bw_fail(err, BW_INVALID_ARGUMENT, "%.300s: a picture is sent as it is: leave --datatype out", source);
+    }
     if (is_picture(bytes, size)) {
         in->element = BW_ELEMENT_BYTES;
         in->values = bytes;

@@ -168,6 +168,7 @@ printf 'not a model' >"$work/junk.onnx"
 printf '{"format": "msfp12", "colour": 3}' >"$work/colour.json"
 printf '{"format"' >"$work/broken.json"
 printf '{"block": "long"}' >"$work/long.json"
+printf '{"block": 16.5}' >"$work/real.json"
 refuse 2 'no output given' "$model"
 refuse 2 'no MODEL.onnx given' -o "$out"
 refuse 2 'more than one model' "$model" "$model" -o "$out"
@@ -178,6 +179,7 @@ refuse 2 'no block of 64: choose 32' "$model" -o "$out" --format mxint8 --block 
 refuse 2 "block: '24', must be 16, 32, 64, 128 or auto" "$model" -o "$out" --block 24
 refuse 2 'block auto needs samples' "$model" -o "$out" --block auto
 refuse 2 "block-loss: '61', must be decibels from 0 to 60" "$model" -o "$out" --block-loss 61
+refuse 2 'block-loss goes with --block auto' "$model" -o "$out" --block-loss 1
 refuse 2 "block-loss: '3dB', must be decibels" "$model" -o "$out" --block-loss 3dB
 refuse 2 'bias correction needs samples' "$model" -o "$out" --bias-correction
 refuse 2 "must be SYMBOL=N" "$model" -o "$out" --bind N
@@ -186,6 +188,7 @@ refuse 1 'nothere.onnx' "$work/nothere.onnx" -o "$out"
 refuse 1 'junk.onnx' "$work/junk.onnx" -o "$out"
 refuse 1 'unknown key "colour"' "$model" -o "$out" --recipe "$work/colour.json"
 refuse 1 "\"block\": 'long', must be 16, 32, 64, 128 or auto" "$model" -o "$out" --recipe "$work/long.json"
+refuse 1 '"block" must be 16, 32, 64, 128 or "auto"' "$model" -o "$out" --recipe "$work/real.json"
 refuse 1 'line 1, column' "$model" -o "$out" --recipe "$work/broken.json"
 refuse 1 'can run on the accelerator' "$corpus/relu_only.onnx" -o "$out"
 refuse 1 'the operator is not supported' "$corpus/unsupported.onnx" -o "$out"

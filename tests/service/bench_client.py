@@ -173,6 +173,11 @@ def other_datatypes():
             assert len(values) == 4000 and values.min() == low and values.max() == high and len(set(values)) == 256
         refused("value 2.5 at index 2 is no UINT8, whole numbers from 0 to 255: send FP32", *args,
                 os.path.join(WORK, "reals.npy"), "--datatype", "UINT8", port=r.port)
+        np.save(os.path.join(WORK, "large.npy"), np.full((2, 4), 70000, "<f4"))
+        refused("value 70000 at index 0, FP16 ends at 65504: send FP32", *args, os.path.join(WORK, "large.npy"),
+                "--datatype", "FP16", port=r.port)
+        Image.fromarray(np.zeros((8, 8, 3), "u1")).save(os.path.join(WORK, "black.png"))
+        refused("a picture is sent as it is", *args, os.path.join(WORK, "black.png"), "--datatype", "UINT8", port=r.port)
     for name in ("FP16", "BF16", "UINT8", "INT8"):
         for protocol in ("kserve", "predict"):
             f = figures(server.port, "--model", "double", "--datatype", name, "--protocol", protocol, "--duration", "0.2")
@@ -190,6 +195,7 @@ def tensors_in_shared_memory():
         regions = lambda: list(sharing.client.kserve.SystemSharedMemoryStatus(
             inference_pb2.SystemSharedMemoryStatusRequest(), timeout=10).regions.values())
         for args, sent, answered in ((("--model", "double", "--batch", "3"), 48, 48),
+                                     (("--model", "double", "--batch", "3", "--datatype", "UINT8"), 12, 48),
                                      (("--model", "sum", "--outstanding", "5", "--connections", "2"), 24, 24),
                                      (("--model", "double", "--rate", "300", "--outstanding", "40"), 16, 16),
                                      (("--model", "picture", "--input", png, "--batch", "2"),

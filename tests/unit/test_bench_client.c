@@ -52,6 +52,22 @@ static void quantiles_match_sorting(void **state)
     free(h);
 }
 
+/* Every random number has a byte, whatever the seed: some are so near 1 that as floats they are 1. */
+static void random_bytes(void **state)
+{
+    (void)state;
+    for (uint64_t number = 1; number <= 40; number++) {
+        bw_bench_input in = {
+            .name = "x", .element = number % 2 ? BW_ELEMENT_U8 : BW_ELEMENT_I8, .rank = 2, .dims = {32, 150528}};
+        uint64_t seed = 2 * number + 1;
+        bw_error err = {0};
+        if (bw_bench_fill(&in, "random", 1, &seed, &err))
+            fail_msg("seed %d: %s", (int)number, err.message);
+        assert_int_equal(in.bytes, 32 * 150528);
+        free(in.values);
+    }
+}
+
 static void histogram_ends(void **state)
 {
     (void)state;
@@ -205,6 +221,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(quantiles_match_sorting),
         cmocka_unit_test(histogram_ends),
+        cmocka_unit_test(random_bytes),
         cmocka_unit_test(short_runs),
         cmocka_unit_test(a_slow_run_counts_at_once),
         cmocka_unit_test(shape_and_batch_agree),

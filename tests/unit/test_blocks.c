@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* How long blocks are: of concatenations, of groups, of what pools read. */
+/* How long blocks are: of concatenations and of groups. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -62,8 +62,7 @@ static void groups(void **state)
     }
 }
 
-/* Whatever the sizes: no channel is lost, groups are whole blocks, and a length that is decided is kept without a copy.
- */
+/* Whatever the sizes: no channel is lost, groups are whole blocks, and what is not copied keeps its length. */
 static void every_group_has_room(void **state)
 {
     (void)state;

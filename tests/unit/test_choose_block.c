@@ -22,7 +22,7 @@ static float noise(void) /* -1..1 */
 }
 
 /* A 1x1 convolution that does not read channel 0, with `inputs` inputs. */
-static bw_graph *network(int inputs)
+static bw_graph *network(int inputs, int64_t batch)
 {
     bw_graph *g = bw_graph_new("test");
     int in[2], out[2];
@@ -31,7 +31,7 @@ static bw_graph *network(int inputs)
         assert_int_equal(bw_array_alloc(&w, BW_F32, 4, (int64_t[]){OUTPUTS, CHANNELS, 1, 1}, NULL), BW_OK);
         for (int k = 0; k < OUTPUTS * CHANNELS; k++)
             ((float *)w.data)[k] = k % CHANNELS ? noise() : 0;
-        in[i] = bw_graph_add_value(g, i ? "z" : "x", BW_F32, 4, (int64_t[]){-1, CHANNELS, 2, 2});
+        in[i] = bw_graph_add_value(g, i ? "z" : "x", BW_F32, 4, (int64_t[]){batch, CHANNELS, 2, 2});
         int both[2] = {in[i], bw_graph_add_constant(g, "", &w)};
         out[i] = bw_graph_add_value(g, i ? "v" : "y", BW_F32, -1, NULL);
         assert_true(bw_graph_add_node(g, "Conv", i ? "b" : "a", both, 2, &out[i], 1) >= 0);
@@ -57,7 +57,7 @@ static const bw_recipe msfp16 = {
 
 static bw_block_choice choose(float first, double loss, bw_recipe *r)
 {
-    bw_graph *g = network(1);
+    bw_graph *g = network(1, -1);
     bw_calibration o = {.data = samples(g, first), .data_name = "test"};
     bw_block_choice choice;
     bw_error err = {0};
@@ -104,16 +104,52 @@ static void formats_of_one_length(void **state)
     assert_int_equal(c.count, 1);
 }
 
+static void whole_batches(void **state)
+{
+    (void)state;
+    static const int64_t batches[] = {SAMPLES, 10, 1}, used[] = {SAMPLES, 30, BW_BLOCK_SAMPLES};
+    for (int i = 0; i < 3; i++) {
+        bw_graph *g = network(1, batches[i]);
+        bw_calibration o = {.data = samples(g, 1), .data_name = "test"};
+        bw_block_choice choice;
+        bw_recipe r = msfp16;
+        assert_int_equal(bw_choose_block(g, &r, 6, &o, &choice, NULL), BW_OK);
+        assert_int_equal(choice.samples, used[i]);
+        assert_int_equal(r.block, 128);
+        bw_dataset_close(o.data);
+        bw_graph_free(g);
+    }
+}
+
 static void refusals(void **state)
 {
     (void)state;
-    bw_graph *g = network(2);
+    bw_graph *g = network(2, -1);
     bw_calibration o = {.data = samples(g, 1), .data_name = "test"};
     bw_block_choice choice;
     bw_error err = {0};
     bw_recipe r = msfp16;
     assert_int_equal(bw_choose_block(g, &r, 3, &o, &choice, &err), BW_UNSUPPORTED);
     assert_non_null(strstr(err.message, "has 2 inputs"));
+    bw_dataset_close(o.data);
+    bw_graph_free(g);
+
+    g = network(1, 64);
+    o.data = samples(g, 1);
+    assert_int_equal(bw_choose_block(g, &r, 3, &o, &choice, &err), BW_INVALID_ARGUMENT);
+    assert_non_null(strstr(err.message, "40 samples, choosing a block needs 64"));
+    bw_dataset_close(o.data);
+    bw_graph_free(g);
+
+    g = network(1, -1); /* classes are no numbers to compare */
+    int most = bw_graph_add_value(g, "most", BW_I64, -1, NULL);
+    assert_true(bw_graph_add_node(g, "ArgMax", "c", g->outputs, 1, &most, 1) >= 0);
+    assert_int_equal(bw_graph_set_outputs(g, &most, 1), BW_OK);
+    assert_int_equal(bw_graph_sort(g, NULL), BW_OK);
+    assert_int_equal(bw_graph_infer_shapes(g, NULL), BW_OK);
+    o.data = samples(g, 1);
+    assert_int_equal(bw_choose_block(g, &r, 3, &o, &choice, &err), BW_UNSUPPORTED);
+    assert_non_null(strstr(err.message, "no fp32 output"));
     bw_dataset_close(o.data);
     bw_graph_free(g);
 }
@@ -123,6 +159,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(as_long_as_the_samples_allow),
         cmocka_unit_test(formats_of_one_length),
+        cmocka_unit_test(whole_batches),
         cmocka_unit_test(refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -531,6 +531,53 @@ static void formats_and_blocks(void **state)
     }
 }
 
+/* The instruction of the first stage that makes so many channels. */
+static bw_instruction instruction(const bw_compiled *c, int opcode, uint32_t channels)
+{
+    bw_program p;
+    assert_int_equal(bw_program_parse(c->stages[0].program, c->stages[0].program_size, &p, NULL), BW_OK);
+    for (uint32_t i = 0; i < p.header->instruction_count; i++)
+        if (p.instructions[i].opcode == opcode && p.instructions[i].out0.channels == channels)
+            return p.instructions[i];
+    fail_msg("no such instruction");
+    return (bw_instruction){0};
+}
+
+static void lengths_of_blocks(void **state)
+{
+    (void)state;
+    bw_recipe r = exact;
+    r.block = 128;
+    begin(); /* two concatenations of other lengths inside a third; a part whose groups want another length still */
+    int x = input("x", 64, 5, 6);
+    int a = conv(x, 64, 64, 1, 0, 1, 1, 0), b = conv(x, 64, 64, 1, 0, 1, 1, 1), c = conv(x, 32, 64, 1, 0, 1, 1, 0);
+    int wide = concat(2, (int[]){a, b}), narrow = concat(3, (int[]){c, c, a});
+    int all = concat(3, (int[]){wide, narrow, c});
+    int y[5] = {conv(wide, 16, 128, 1, 0, 1, 1, 0), conv(narrow, 17, 128, 1, 0, 1, 1, 0),
+                conv(all, 18, 288, 1, 0, 1, 1, 1), conv(c, 20, 32, 1, 0, 1, 2, 0),
+                conv(pool("MaxPool", a, 2, 2, 0), 21, 64, 1, 0, 1, 1, 0)};
+    finish(1, &x, 5, y);
+    bw_compiled compiled;
+    assert_int_equal(compare(&r, 1, 0, &compiled), 1);
+    assert_int_equal(instruction(&compiled, BW_OP_CONV, 16).in.block, 64); /* wide */
+    assert_int_equal(instruction(&compiled, BW_OP_CONV, 17).in.block, 32); /* narrow */
+    assert_int_equal(instruction(&compiled, BW_OP_CONV, 18).in.block, 64); /* all: as its first part */
+    assert_int_equal(instruction(&compiled, BW_OP_CONV, 20).in.block, 16); /* groups of 16 */
+    assert_int_equal(instruction(&compiled, BW_OP_MAXPOOL, 64).in.format, BW_FORMAT_MSFP16); /* blocks are there */
+    bw_compiled_free(&compiled);
+    bw_graph_free(g);
+
+    begin(); /* a pool whose input nobody else reads */
+    x = input("x", 64, 6, 6);
+    a = conv(pool("MaxPool", conv(x, 64, 64, 1, 0, 1, 1, 0), 2, 2, 0), 16, 64, 1, 0, 1, 1, 0);
+    finish(1, &x, 1, &a);
+    assert_int_equal(compare(&r, 1, 0, &compiled), 1);
+    assert_int_equal(instruction(&compiled, BW_OP_MAXPOOL, 64).in.format, BW_FORMAT_FP16);
+    assert_int_equal(instruction(&compiled, BW_OP_CONV, 16).in.block, 64);
+    bw_compiled_free(&compiled);
+    bw_graph_free(g);
+}
+
 /* --- stages ----------------------------------------------------------------------------------------------------- */
 
 static void stages(void **state)
@@ -685,14 +732,23 @@ static void memory_plans(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(convolutions),    cmocka_unit_test(asymmetric_and_dilated),
-        cmocka_unit_test(one_dimensional), cmocka_unit_test(activations),
-        cmocka_unit_test(residuals),       cmocka_unit_test(affine),
-        cmocka_unit_test(pools),           cmocka_unit_test(fully_connected),
-        cmocka_unit_test(concatenations),  cmocka_unit_test(windows),
-        cmocka_unit_test(shuffles),        cmocka_unit_test(formats_and_blocks),
-        cmocka_unit_test(stages),          cmocka_unit_test(first_and_last_in_float),
-        cmocka_unit_test(deterministic),   cmocka_unit_test(refusals),
+        cmocka_unit_test(convolutions),
+        cmocka_unit_test(asymmetric_and_dilated),
+        cmocka_unit_test(one_dimensional),
+        cmocka_unit_test(activations),
+        cmocka_unit_test(residuals),
+        cmocka_unit_test(affine),
+        cmocka_unit_test(pools),
+        cmocka_unit_test(fully_connected),
+        cmocka_unit_test(concatenations),
+        cmocka_unit_test(windows),
+        cmocka_unit_test(shuffles),
+        cmocka_unit_test(formats_and_blocks),
+        cmocka_unit_test(lengths_of_blocks),
+        cmocka_unit_test(stages),
+        cmocka_unit_test(first_and_last_in_float),
+        cmocka_unit_test(deterministic),
+        cmocka_unit_test(refusals),
         cmocka_unit_test(memory_plans),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
