@@ -28,14 +28,20 @@ static int64_t work(int64_t blocks, int64_t block)
     return blocks * (block / 4 + SCALING);
 }
 
-uint16_t bw_blocks_of_parts(const bw_recipe *r, const int64_t *channels, int count)
+uint16_t bw_blocks_of_parts(const bw_ir *ir, const int *parts, int count)
 {
+    const bw_recipe *r = ir->recipe;
     uint16_t best = r->block;
+    for (int i = 0; i < count; i++) { /* one that is a concatenation itself would be copied for another length */
+        const bw_ir_value *part = &ir->values[parts[i]];
+        if (part->producer >= 0 && ir->ops[part->producer].opcode == BW_IR_CONCAT)
+            return part->block;
+    }
     int64_t least = INT64_MAX;
     for (uint16_t block = r->block; block >= 16; block /= 2) {
         int64_t blocks = 0;
         for (int i = 0; i < count; i++)
-            blocks += blocks_of(channels[i], block);
+            blocks += blocks_of(ir->values[parts[i]].physical, block);
         if (bw_blocks_exist(r, block) && work(blocks, block) < least) {
             least = work(blocks, block);
             best = block;

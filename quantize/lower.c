@@ -370,25 +370,6 @@ static bw_status lower_pool(struct lowering *l, int out_value)
     return BW_OK;
 }
 
-/* That of a part which is a concatenation itself, so that it need not be copied; else what costs its readers least. */
-static bw_status concat_block(struct lowering *l, const int *parts, int count, uint16_t *block)
-{
-    const bw_ir *ir = l->ir;
-    int64_t *channels = malloc((size_t)count * sizeof *channels);
-    if (!channels)
-        return no_memory(l->err);
-    for (int i = 0; i < count; i++)
-        channels[i] = ir->values[parts[i]].physical;
-    *block = bw_blocks_of_parts(ir->recipe, channels, count);
-    for (int i = count - 1; i >= 0; i--) {
-        const bw_ir_value *part = &ir->values[parts[i]];
-        if (part->producer >= 0 && ir->ops[part->producer].opcode == BW_IR_CONCAT)
-            *block = part->block;
-    }
-    free(channels);
-    return BW_OK;
-}
-
 static bw_status lower_concat(struct lowering *l, int out_value)
 {
     bw_ir *ir = l->ir;
@@ -403,17 +384,15 @@ static bw_status lower_concat(struct lowering *l, int out_value)
     }
     ir->ops[op].parts = parts;
     ir->ops[op].part_count = n->input_count;
-    bw_status s = concat_block(l, parts, n->input_count, &ir->values[ir->ops[op].out].block);
-    if (s)
-        return s;
-    int64_t block = ir->values[ir->ops[op].out].block, physical = 0;
+    bw_ir_value *out = &ir->values[ir->ops[op].out];
+    out->block = bw_blocks_of_parts(ir, parts, n->input_count);
+    int64_t block = out->block, physical = 0;
     int dense = 1;
     for (int i = 0; i < n->input_count; i++) {
         const bw_ir_value *part = &ir->values[parts[i]];
         dense &= !part->map && (part->c % block == 0 || i == n->input_count - 1);
         physical += (part->physical + block - 1) / block * block;
     }
-    bw_ir_value *out = &ir->values[ir->ops[op].out];
     if (dense)
         return BW_OK;
     /* Each part starts a block of its own: the consumers' weights take that order. */

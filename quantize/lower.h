@@ -174,8 +174,8 @@ uint16_t bw_form_block(const bw_ir *ir, const bw_ir_value *v, int form);
 /* 1 if weights and activations have blocks of this length. */
 int bw_blocks_exist(const bw_recipe *r, uint16_t block);
 
-/* The block of a concatenation, each of whose parts starts a block of its own. */
-uint16_t bw_blocks_of_parts(const bw_recipe *r, const int64_t *channels, int count);
+/* The block of a concatenation of these values, each of which starts a block of its own. */
+uint16_t bw_blocks_of_parts(const bw_ir *ir, const int *parts, int count);
 
 typedef struct bw_grouped {   /* a grouped convolution */
     int64_t channels, groups; /* of a group; of them */

@@ -16,6 +16,18 @@ static bw_recipe msfp(uint16_t block)
         .weights = BW_FORMAT_MSFP16, .activations = BW_FORMAT_MSFP16, .block = block, .vector = BW_FORMAT_FP16};
 }
 
+/* Of a concatenation of up to four values, 0 ends. */
+static uint16_t block_of(const bw_recipe *r, const int64_t *channels)
+{
+    bw_ir_value values[4];
+    const int parts[4] = {0, 1, 2, 3};
+    int count = 0;
+    for (; count < 4 && channels[count]; count++)
+        values[count] = (bw_ir_value){.c = channels[count], .physical = channels[count], .producer = -1};
+    const bw_ir ir = {.recipe = r, .values = values, .value_count = count};
+    return bw_blocks_of_parts(&ir, parts, count);
+}
+
 static void concatenations(void **state)
 {
     (void)state;
@@ -26,15 +38,12 @@ static void concatenations(void **state)
                  {128, 32, {64, 128, 32, 32}}, {64, 32, {64, 128, 32, 32}}, {128, 16, {16, 16, 16, 16}},
                  {16, 16, {64, 64}},           {128, 128, {256, 256}},      {64, 64, {256, 256}}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        int count = 0;
-        while (count < 4 && cases[i].channels[count])
-            count++;
         const bw_recipe r = msfp(cases[i].most);
-        assert_int_equal(bw_blocks_of_parts(&r, cases[i].channels, count), cases[i].block);
+        assert_int_equal(block_of(&r, cases[i].channels), cases[i].block);
     }
     bw_recipe mx = msfp(32);
     mx.weights = BW_FORMAT_MXINT8; /* has no other block */
-    assert_int_equal(bw_blocks_of_parts(&mx, (int64_t[]){16, 16, 16}, 3), 32);
+    assert_int_equal(block_of(&mx, (int64_t[]){16, 16, 16, 0}), 32);
 }
 
 static void groups(void **state)
