@@ -91,7 +91,7 @@ FUZZ_BIN     := $(FUZZERS:%=$(BUILD)/tests/fuzz/fuzz_%)
 SCRIPT_TESTS := $(wildcard tests/cli/test_*.sh tests/service/test_*.sh tests/docs/test_*.sh)
 
 .DEFAULT_GOAL := all
-.PHONY: all help deps check test test-long conformance asan ubsan tsan fuzz fuzz-build bench bench-service bench-start bench-quantize bench-xrt install uninstall demo clean report \
+.PHONY: all help deps check test test-long conformance asan ubsan tsan fuzz fuzz-build bench bench-service bench-start bench-quantize bench-blocks bench-xrt install uninstall demo clean report \
     unit-tests tests-build format FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
@@ -259,6 +259,10 @@ bench-service: all
 ## bench-quantize: time, memory and progress of quantizing ResNet-50; BENCH_QUANTIZE='--runs 5 --json FILE ...'
 bench-quantize: all
 	@/usr/bin/python3 tests/bench/bench_quantize.py $(BUILD)/bin $(BENCH_QUANTIZE)
+
+## bench-blocks: what long blocks cost trained networks; BENCH_BLOCKS='--format F --count N'
+bench-blocks: all
+	@/usr/bin/python3 tests/bench/bench_blocks.py $(BUILD)/bin $(BENCH_BLOCKS)
 
 ## bench-start: from the start of the server to its first answer; BENCH_START='X.bw ...'
 bench-start: all

@@ -545,7 +545,8 @@ static bw_status note_choice(const struct job *j, bw_error *err)
     for (int i = 0; i < j->choice.count; i++) {
         const bw_block_trial *t = &j->choice.tried[i];
         json_t *db = isfinite(t->sqnr_db) ? bw_quality_number(t->sqnr_db) : json_null();
-        failed |= json_array_append_new(all, json_pack("{s:i, s:o}", "block", (int)t->block, "sqnr_db", db));
+        failed |= json_array_append_new(all, json_pack("{s:i, s:o, s:I}", "block", (int)t->block, "sqnr_db", db,
+                                                       "samples", (json_int_t)j->choice.samples));
     }
     return json_object_set_new(j->quality, "blocks_tried", all) || failed
                ? bw_fail(err, BW_NO_MEMORY, "out of memory while calibrating")

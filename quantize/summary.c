@@ -64,7 +64,9 @@ void bw_summary_print(const char *path, const bw_recipe *r, const bw_compiled *c
     const json_t *tried = json_object_get(quality, "blocks_tried");
     for (i = 0; i < json_array_size(tried); i++) {
         const json_t *t = json_array_get(tried, i), *db = json_object_get(t, "sqnr_db");
-        printf("%s %d: ", i ? "," : "blocks tried:", (int)json_integer_value(json_object_get(t, "block")));
+        if (!i)
+            printf("blocks tried on %lld samples:", (long long)json_integer_value(json_object_get(t, "samples")));
+        printf("%s %d: ", i ? "," : "", (int)json_integer_value(json_object_get(t, "block")));
         if (json_is_number(db))
             printf("%.1f dB", json_number_value(db));
         else

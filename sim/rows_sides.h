@@ -181,7 +181,7 @@ INLINE vf table_values(const table_shape *t, const uint8_t *codes, vf s)
 
 INLINE void read_blocks(const side *d, spot at, int block, int vectors, int table, vf *y)
 {
-    const int full = vectors / (64 / V_LANES); /* apart: the checks of sanitizers cost the loop its annotation */
+    const int full = vectors / (64 / V_LANES); /* apart: unoptimised, UBSan's checks cost the loop its annotation */
 #pragma GCC unroll 2
     for (int f = 0; f < full; f++) {
         const __m128i e = load_exps(at.exps + f * 64 / block, block > 64 ? 1 : 64 / block);

@@ -267,19 +267,19 @@ static bw_status narrow(bw_bench_input *in, const char *source, bw_error *err)
     uint8_t *to = in->values; /* what is written lies behind what is read */
     for (size_t i = 0; i < n; i++) {
         const float v = values[i];
-        if (vector && fabsf(v) <= most) {
+        if (vector) {
+            if (!(fabsf(v) <= most))
+                return bw_fail(err, BW_INVALID_ARGUMENT, "%.200s: value %g at index %zu, %s ends at %g: send FP32",
+                               source, (double)v, i, e->kserve, (double)most);
             const uint16_t code = bw_encode_vector(vector, v);
             memcpy(to + 2 * i, &code, sizeof code);
-            continue;
+        } else {
+            if (!(v >= low && v <= high) || v != (float)(int)v)
+                return bw_fail(err, BW_INVALID_ARGUMENT,
+                               "%.200s: value %g at index %zu is no %s, whole numbers from %g to %g: send FP32", source,
+                               (double)v, i, e->kserve, (double)low, (double)high);
+            to[i] = (uint8_t)(int)v;
         }
-        if (vector)
-            return bw_fail(err, BW_INVALID_ARGUMENT, "%.200s: value %g at index %zu, %s ends at %g: send FP32", source,
-                           (double)v, i, e->kserve, (double)most);
-        if (!(v >= low && v <= high) || v != (float)(int)v)
-            return bw_fail(err, BW_INVALID_ARGUMENT,
-                           "%.200s: value %g at index %zu is no %s, whole numbers from %g to %g: send FP32", source,
-                           (double)v, i, e->kserve, (double)low, (double)high);
-        to[i] = (uint8_t)(int)v;
     }
     in->bytes = n * e->size;
     return BW_OK;
@@ -324,11 +324,12 @@ bw_status bw_bench_fill(bw_bench_input *in, const char *source, int64_t batch, u
     bw_status status = bw_file_read(source, FILE_LIMIT, &bytes, &size, err);
     if (status)
         return status;
-    if (is_picture(bytes, size) && in->element != BW_ELEMENT_F32) {
-        free(bytes);
-        return bw_fail(err, BW_INVALID_ARGUMENT, "%.300s: a picture is sent as it is: leave --datatype out", source);
-    }
     if (is_picture(bytes, size)) {
+        if (in->element != BW_ELEMENT_F32) {
+            free(bytes);
+            return bw_fail(err, BW_INVALID_ARGUMENT, "%.300s: a picture is sent as it is: leave --datatype out",
+                           source);
+        }
         in->element = BW_ELEMENT_BYTES;
         in->values = bytes;
         in->bytes = size;

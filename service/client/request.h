@@ -50,7 +50,7 @@ bw_status bw_bench_settle_shape(bw_bench_input *input, const char *dims, int64_t
 bw_element bw_bench_datatype(const char *name);
 /* Before: the element that is to be sent. source: "random" (uniform in [-1, 1), from *seed; of bytes all values),
  * "zeros", a .npy file (the first `batch` rows of it), or a PNG or JPEG file, sent `batch` times. BW_NOT_FOUND,
- * BW_INVALID_ARGUMENT (also a value that UINT8 or INT8 do not hold), BW_CORRUPT, BW_NO_MEMORY. */
+ * BW_INVALID_ARGUMENT (also a value that the element does not hold), BW_CORRUPT, BW_NO_MEMORY. */
 bw_status bw_bench_fill(bw_bench_input *input, const char *source, int64_t batch, uint64_t *seed, bw_error *err);
 
 /* The message, appended to *message. BW_INVALID_ARGUMENT: more than 2 GiB, which no gRPC server takes. */

@@ -115,7 +115,7 @@ result $? "bias correction brings a narrow network nearer"
 # The longest block the samples allow: the same package as by name, but for what was tried.
 for loss in 60 0; do
     run 0 "$model" -o "$work/auto$loss.bw" --block auto --block-loss $loss --calib "$digits/calib" \
-        --preprocess "$digits/preprocess.json" && has '^blocks tried: 16: [0-9.]* dB, 128: ' || break
+        --preprocess "$digits/preprocess.json" && has '^blocks tried on 32 samples: 16: [0-9.]* dB, 128: ' || break
     manifest "$work/auto$loss.bw" >"$work/m$loss"
 done
 run 0 "$model" -o "$work/b128.bw" --block 128 --calib "$digits/calib" --preprocess "$digits/preprocess.json" -q &&
@@ -126,7 +126,7 @@ longest, named, strict, default = manifests = [json.load(open(p)) for p in sys.a
 for m in manifests:
     del m["manifest_sha256"]
 tried = longest["quality"].pop("blocks_tried")
-assert [t["block"] for t in tried] == [16, 128] and all(t["sqnr_db"] > 20 for t in tried), tried
+assert [(t["block"], t["samples"]) for t in tried] == [(16, 32), (128, 32)] and all(t["sqnr_db"] > 20 for t in tried), tried
 assert longest == named, "other than --block 128"
 tried = strict["quality"].pop("blocks_tried")
 block = strict["provenance"]["recipe"]["block"]

@@ -3,6 +3,7 @@
 import atexit
 import io
 import os
+import re
 import resource
 import struct
 import subprocess
@@ -446,6 +447,26 @@ def segments_that_change():
     memory.unregister()
 
 
+def ask_meanwhile(disturb, ask, refusal):
+    """Asks for two seconds while a thread disturbs the segment: how often it was answered, and refused for that reason."""
+    stop, answers = threading.Event(), {"good": 0, "refused": 0}
+    thread = threading.Thread(target=disturb, args=(stop,))
+    thread.start()
+    try:
+        until = time.time() + 2
+        while time.time() < until:
+            try:
+                ask()
+                answers["good"] += 1
+            except grpc.RpcError as error:
+                assert error.code().name == "INVALID_ARGUMENT" and re.search(refusal, error.details()), error
+                answers["refused"] += 1
+    finally:
+        stop.set()
+        thread.join()
+    return answers
+
+
 def values_that_change_while_they_are_read():
     """Finite or refused: never a NaN in the answer, never an error of the server's."""
     key = segment(1 << 21)
@@ -453,32 +474,20 @@ def values_that_change_while_they_are_read():
     x = np.ones((256, 1024), "<f4")
     fd = os.open(path_of(key), os.O_RDWR)
     put(key, 0, x.tobytes())
-    stop, answers = threading.Event(), {"good": 0, "refused": 0}
 
-    def scribble():
+    def scribble(stop):
         nan, one, i = np.full(1024, np.nan, "<f4").tobytes(), np.ones(1024, "<f4").tobytes(), 0
         while not stop.is_set():
             os.pwrite(fd, (nan, one)[i % 2], 4096 * (i * 37 % 256))
             os.pwrite(fd, one, 4096 * (i * 37 % 256))
             i += 1
 
-    thread = threading.Thread(target=scribble)
-    thread.start()
-    try:
-        until = time.time() + 2
-        while time.time() < until:
-            try:
-                reply = memory.stub.ModelInfer(shared_request("wide", "x", x.shape, "r", x.nbytes), timeout=30 * SLOW)
-                assert np.isfinite(infer_value(reply)).all()
-                answers["good"] += 1
-            except grpc.RpcError as error:
-                assert error.code().name == "INVALID_ARGUMENT", error
-                assert "expected finite" in error.details() or "changed while it was read" in error.details(), error
-                answers["refused"] += 1
-    finally:
-        stop.set()
-        thread.join()
-        os.close(fd)
+    def finite():
+        reply = memory.stub.ModelInfer(shared_request("wide", "x", x.shape, "r", x.nbytes), timeout=30 * SLOW)
+        assert np.isfinite(infer_value(reply)).all()
+
+    answers = ask_meanwhile(scribble, finite, "expected finite|changed while it was read")
+    os.close(fd)
     print(f"# {answers}")
     assert sum(answers.values()) > 5, answers
     memory.unregister()
@@ -492,30 +501,18 @@ def a_segment_that_is_truncated_again_and_again():
     x = np.ones((256, 1024), "<f4")
     put(key, 0, x.tobytes())
     request = shared_request("wide", "x", x.shape, "r", size)
-    stop, answers = threading.Event(), {"good": 0, "refused": 0}
 
-    def cut():
+    def cut(stop):
         i = 0
         while not stop.is_set():
             os.truncate(path_of(key), 4096 * (i * 61 % 256))
             os.truncate(path_of(key), size)
             i += 1
 
-    thread = threading.Thread(target=cut)
-    thread.start()
-    try:
-        until = time.time() + 2
-        while time.time() < until:
-            try:
-                got = infer_value(memory.stub.ModelInfer(request, timeout=30 * SLOW))
-                assert np.isin(got, (0, 2)).all()
-                answers["good"] += 1
-            except grpc.RpcError as error:
-                assert error.code().name == "INVALID_ARGUMENT" and "has become shorter" in error.details(), error
-                answers["refused"] += 1
-    finally:
-        stop.set()
-        thread.join()
+    def old_or_zero():
+        assert np.isin(infer_value(memory.stub.ModelInfer(request, timeout=30 * SLOW)), (0, 2)).all()
+
+    answers = ask_meanwhile(cut, old_or_zero, "has become shorter")
     print(f"# {answers}")
     assert answers["refused"] > 5, answers
     memory.unregister()
