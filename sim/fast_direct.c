@@ -16,10 +16,9 @@
 #define LEAST_PIXELS  7u           /* of a kernel call */
 #define ITEM_PIXELS   256u         /* most of an item, unless a row is longer */
 #define PANEL_BYTES   (48u << 10)  /* most packed codes of an item, unless those of a row take more */
-#define MOST_BLOCKS   40u          /* of 16; longer reductions are better off in chunks: fast_conv.c; */
-#define MOST_LONGER   32u          /* of 16 too, where blocks are longer, */
-#define FEW_PIXELS    64u          /* or twice as many for so few pixels: those wait for weights */
-#define MOST_BLOCKS_4 12u          /* with four vector pipes, whose balance the kernels there keep, even sooner */
+#define MOST_BLOCKS   80u          /* of 16, of a reduction; see most_blocks */
+#define FEW_PIXELS    64u          /* that wait for weights */
+#define WIDE          28u          /* rows that use weights often before the next row needs them again */
 #define MOST_OWN      (512u << 10) /* bytes that a layer's plan keeps */
 #define CACHED        (24u << 10)  /* weights and their sums that stay in the first cache */
 #define SCALE_BIAS    127          /* the kernel multiplies by 2^ea as a float */
@@ -114,16 +113,31 @@ static size_t unpacked_bytes(const bw_plan *plan)
                                                       : bw_conv_tiles(ins) * bw_conv_blocks(ins) * 16 * ins->in.block;
 }
 
+/* Longer reductions are better off in chunks (fast_conv.c), the sooner the fewer pixels meet the weights of a pass
+ * while these are in the first cache. */
+static size_t most_blocks(const bw_fast *engine, const bw_plan *plan)
+{
+    const bw_instruction *ins = plan->ins;
+    const size_t width = ins->out0.width, channels = ins->out0.channels / ins->groups;
+    if (engine->pipes == 4)
+        return 12; /* their balance is kept by the kernels there */
+    if (ins->kernel_y * ins->kernel_x > 1 ? width >= WIDE || channels <= 32 : ins->in.block == 16)
+        return MOST_BLOCKS;
+    if (ins->in.block == 16)
+        return 40;
+    return width * ins->out0.height <= FEW_PIXELS ? 64 : 32;
+}
+
 static int shape_fits(const bw_fast *engine, const bw_plan *plan)
 {
     const bw_instruction *ins = plan->ins;
     const size_t blocks = bw_conv_blocks(ins), width = ins->out0.width, channels = ins->out0.channels / ins->groups;
-    const size_t longer = width * ins->out0.height <= FEW_PIXELS ? 2 * MOST_LONGER : MOST_LONGER;
-    const size_t most = engine->pipes == 4 ? MOST_BLOCKS_4 : ins->in.block == 16 ? MOST_BLOCKS : longer;
     const size_t made = out_block(plan);
     if (made >= 64 && channels % 64)
         return 0; /* what its kernels make at a time */
-    if (blocks * (ins->in.block / 16) > most || sum_bytes(plan) + unpacked_bytes(plan) > MOST_OWN || !groups_fit(plan))
+    if (blocks * (ins->in.block / 16) > most_blocks(engine, plan) || !groups_fit(plan))
+        return 0;
+    if (sum_bytes(plan) + unpacked_bytes(plan) > MOST_OWN)
         return 0;
     /* Lines are cut into even parts: if not all of them are one, half of an item, or a line, must be enough for a
      * kernel. */

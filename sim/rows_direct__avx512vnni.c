@@ -18,9 +18,10 @@
 #define DIRECT_TILES  2
 #define PASSES(W)     ((W) >= 64 ? (int)(W) / 32 : 1)
 
-/* Weights that are fetched meanwhile, `lines` of 64 bytes with each block (with I = 16 all of a pass at once). */
+/* What the next passes read, fetched meanwhile: with each block `lines` of 64 bytes of the weights and one of their
+ * sums. */
 typedef struct direct_ahead {
-    const int8_t *at, *end;
+    const int8_t *at, *end, *sums, *sums_end;
     size_t lines;
 } direct_ahead;
 
@@ -31,9 +32,9 @@ INLINE __m512i broadcast_codes(const uint8_t *p)
     return _mm512_set1_epi32(v);
 }
 
-INLINE const int8_t *fetch_lines(const direct_ahead *fetch, size_t lines, const int8_t *at)
+INLINE const int8_t *fetch_lines(const int8_t *at, const int8_t *end, size_t lines)
 {
-    for (; lines && at < fetch->end; lines--, at += 64)
+    for (; lines && at < end; lines--, at += 64)
         _mm_prefetch((const char *)at, _MM_HINT_T1);
     return at;
 }
@@ -49,7 +50,7 @@ INLINE void direct_sums(const bw_direct *g, const uint8_t *codes, const int32_t 
     const size_t q_block = is_signed ? 32 : 16, q_step = g->blocks * q_block;
     const int8_t *w = g->weights + t * w_step;
     const int32_t *q = g->sums + t * q_step, *firsts = is_signed ? q + 16 : q;
-    const int8_t *ahead = fetch->at;
+    const int8_t *ahead = fetch->at, *sums_ahead = fetch->sums;
     bw_fill fill = g->fill;
 #pragma GCC unroll 4
     for (int i = 0; i < T; i++) {
@@ -63,8 +64,8 @@ INLINE void direct_sums(const bw_direct *g, const uint8_t *codes, const int32_t 
         const float *ea = (const float *)(const void *)scale + g->runs[r].at;
         for (size_t left = g->runs[r].blocks; left;
              left--, a += B, ea++, w += 16 * B, q += q_block, firsts += q_block) {
-            if (I != 16)
-                ahead = fetch_lines(fetch, fetch->lines, ahead);
+            ahead = fetch_lines(ahead, fetch->end, fetch->lines);
+            sums_ahead = fetch_lines(sums_ahead, fetch->sums_end, 1);
             __m512i first[DIRECT_TILES];
 #pragma GCC unroll 4
             for (int i = 0; i < T; i++)
@@ -133,6 +134,7 @@ INLINE void direct_sums(const bw_direct *g, const uint8_t *codes, const int32_t 
         }
     }
     fetch->at = ahead;
+    fetch->sums = sums_ahead;
 }
 
 #define ANY SIDE_LINES /* a residual of whatever kind, or none */
@@ -336,21 +338,22 @@ INLINE void direct_tiles(const bw_direct *g, const direct_end *to, const int P, 
     const size_t tiles = (g->n + 15) / 16, step = (size_t)P, at_once = g->all_at_once ? g->pixels : step;
     const size_t next = 2 * (size_t)PASSES(W), bytes = next * g->blocks * 16 * g->block;
     const size_t calls = (at_once + step - 1) / step * (size_t)PASSES(W) * g->blocks;
+    const size_t sum_step = g->blocks * (g->is_signed ? 32 : 16), sum_bytes = next * sum_step * sizeof(int32_t);
     direct_later later = {.codes = NULL};
     for (size_t from = 0; from < g->pixels; from += at_once)
         for (size_t t = 0; t < tiles; t += next) {
             const int8_t *after = g->weights + (t / next + 1) * bytes;
-            direct_ahead fetch = {after, after, 0};
-            if (g->all_at_once && t + 2 * next <= tiles)
-                fetch = (direct_ahead){after, after + bytes, (bytes / 64 + calls - 1) / calls};
+            direct_ahead fetch = {.at = after, .end = after};
+            if (g->all_at_once && t + 2 * next <= tiles) {
+                const int8_t *sums = (const int8_t *)(g->sums + (t + next) * sum_step);
+                fetch = (direct_ahead){after, after + bytes, sums, sums + sum_bytes, (bytes / 64 + calls - 1) / calls};
+            }
             const int alone = B < 64 && t + 1 == tiles;
             if (block && alone)
                 direct_flush(to, &later, P, 2, B, W, relu);
             for (size_t p = from; p < from + at_once && p < g->pixels; p += step) {
                 /* Some of the last ones are done twice. */
                 const size_t at = p + step > g->pixels ? g->pixels - step : p;
-                if (I == 16 && fetch.at < fetch.end) /* its blocks are too short for that */
-                    fetch.at = fetch_lines(&fetch, fetch.lines * g->blocks, fetch.at);
                 if (alone)
                     direct_group(g, to, at, t, P, 1, I, B, W, residual, half, block, relu, &fetch, &later);
                 else

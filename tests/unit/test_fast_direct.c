@@ -303,9 +303,37 @@ static void few_pixels(void **state)
                                  height});
 }
 
+/* As long as the kernels take, and a little longer: with wide rows or few outputs from windows, from single pixels in
+ * blocks of 16 alone. Weights and their sums are fetched ahead. */
+static void long_reductions(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t height, width, channels, outputs, kernel;
+    } list[] = {{2, 28, 128, 64, 3}, {3, 30, 112, 160, 3}, {2, 33, 144, 64, 3},  {4, 14, 128, 32, 3},
+                {4, 14, 128, 96, 3}, {3, 9, 1280, 128, 1}, {7, 7, 1024, 208, 1}, {2, 16, 1296, 64, 1}};
+    for (uint32_t block = 16; block <= 128; block *= 2)
+        for (unsigned i = 0; i < sizeof list / sizeof list[0]; i++)
+            for (unsigned first = BW_ACT_NONE; first <= BW_ACT_RELU; first++)
+                compare(&(shape){.height = list[i].height,
+                                 .width = list[i].width,
+                                 .groups = 1,
+                                 .blocks = (list[i].channels + block - 1) / block,
+                                 .outputs = list[i].outputs,
+                                 .kernel = list[i].kernel,
+                                 .first = (bw_activation)first,
+                                 .block = block,
+                                 .residual = i % 2 ? BW_FORMAT_FP16 : BW_FORMAT_NONE,
+                                 .out = {BW_FORMAT_MSFP16, i % 3 ? BW_FORMAT_FP16 : BW_FORMAT_NONE},
+                                 .last = BW_ACT_RELU,
+                                 .bias = i % 2 == 0,
+                                 .missing = (block - list[i].channels % block) % block});
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(narrow_and_deep), cmocka_unit_test(small_and_shallow),
-                                       cmocka_unit_test(ends), cmocka_unit_test(lengths), cmocka_unit_test(few_pixels)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(narrow_and_deep), cmocka_unit_test(small_and_shallow), cmocka_unit_test(ends),
+        cmocka_unit_test(lengths),         cmocka_unit_test(few_pixels),        cmocka_unit_test(long_reductions)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
