@@ -55,7 +55,8 @@ typedef struct bw_side {
  *     x[ky * x_row + (left + p * stride + kx * dilation) * x_pixel + c] * w[(ky * columns + kx) * w_tap + c]
  * for neighbours in a row of the output. Columns outside 0..width-1 add nothing. Reads exactly n elements of a pixel;
  * w and bias are padded to 16, and acc is written up to there. Kernels that can (bw_rows.depthwise_writes) take acc
- * NULL and write activation(sums) to `out`, fp16 or INT in blocks of 16, as bw_fused does.
+ * NULL and write activation(sums) to `out`, fp16 or INT in blocks of 16, of one tap inside also in longer ones, as
+ * bw_fused does.
  */
 typedef struct bw_depthwise {
     bw_format x_format;

@@ -482,12 +482,12 @@ static int plan_depthwise(const bw_fast *engine, bw_plan *plan)
     plan->own = (uint8_t *)taps;
     plan->taps = taps;
     const bw_row_format *out = &plan->out[0].format;
-    plan->writes = engine->rows->depthwise_writes && !plan->in2.tensor && !plan->out[1].tensor &&
-                   (out->traits->format == BW_FORMAT_FP16 ||
-                    (out->kind == BW_KIND_INT && out->block == 16 && !out->traits->sub_block));
     plan->flat = ins->kernel_y == 1 && ins->kernel_x == 1 && ins->stride_y == 1 && ins->stride_x == 1 &&
                  ins->origin_y == 0 && ins->origin_x == 0 && ins->in.width == ins->out0.width &&
                  ins->in.height == ins->out0.height && plan->adjoin && plan->adjoin_in;
+    plan->writes = engine->rows->depthwise_writes && !plan->in2.tensor && !plan->out[1].tensor &&
+                   (out->traits->format == BW_FORMAT_FP16 ||
+                    (out->kind == BW_KIND_INT && !out->traits->sub_block && (out->block == 16 || plan->flat)));
     return 1;
 }
 

@@ -60,70 +60,121 @@ static void depthwise_end(const bw_depthwise *d, const side *out, size_t pixels,
         }
     }
 }
-/* Scale and shift per channel, to blocks: 16 channels of a pixel after the other, four at a time. Inlined with constant
- * relu. */
-INLINE void depthwise_scale_as(const bw_depthwise *d, const side *out, const int relu)
+
+/* --- scale and shift per channel, to blocks ---------------------------------------------------------------------- */
+
+/* What the functions below are inlined with as constants. */
+typedef struct scale_kind {
+    bw_format format; /* of the input */
+    int relu;
+} scale_kind;
+
+/* Activation of x * w + bias for 16 channels from c on, or the `left` < 16 that there are, zeros after those. */
+INLINE vf scaled(const bw_depthwise *d, scale_kind k, const uint16_t *x, size_t c, size_t left)
 {
-    const bw_row_activation *a = d->activation;
-    const int clip = a->kind == BW_ACT_CLIP;
-    const vf lo = v_set(a->lo), hi = v_set(a->hi);
-    static const float zeros[4 * V_LANES];
-    const size_t blocks = (d->n + 15) / 16, whole = d->n / 16;
-    const int dense = out->code_pixel == blocks * 16 && out->exp_pixel == blocks;
-    const uint16_t *x = d->x + d->left * (int64_t)d->x_pixel;
-    vf y[4];
+    const uint16_t *from = x + c;
+    uint16_t some[V_LANES];
+    if (left < 16)
+        from = v_copy_part(some, from, left);
+    const vf v = v_fma(from_vector(k.format, from), v_load(d->w + c), d->bias ? v_load(d->bias + c) : v_set(0.0f));
+    const vf y = k.relu ? v : activated(d->activation, v);
+    return left < 16 ? v_keep(y, left) : y;
+}
+
+/* Blocks whose codes are still to be found: four at a time, of whatever pixels. */
+typedef struct scaled_blocks {
+    vf y[4 * 8]; /* of each block its vectors */
+    vi most[4];  /* its largest magnitudes by lane */
     spot to[4];
+} scaled_blocks;
+
+/* Inlined with constant B. */
+INLINE void write_scaled(const side *out, const scaled_blocks *s, size_t count, const int B, const int relu)
+{
+    const int per = B / 16;
+    int32_t exps;
+    four_factors scales;
+    const int over = four_scales(out, relu, s->most[0], s->most[1], s->most[2], s->most[3], &exps, scales.f);
+    uint8_t codes[4 * 32];
+    if (B < 64)
+        write_codes(out, B, 4 * per, relu, s->y, scales.f, over, codes);
+    for (size_t i = 0; i < count; i++) {
+        s->to[i].exps[0] = (int8_t)(exps >> 8 * i);
+        if (B < 64)
+            memcpy(s->to[i].codes, codes + B * i, (size_t)B);
+        else
+            write_codes(out, B, per, relu, s->y + i * (size_t)per, scales.f + i, over, s->to[i].codes);
+    }
+}
+
+/* Blocks of B channels. Inlined with constant B. */
+INLINE void scale_as(const bw_depthwise *d, const side *out, const int B, const scale_kind k)
+{
+    enum { FOUR = 4 * 16 };
+    const int per = B / 16, magnitude = magnitude_bits(k.relu);
+    const uint16_t *x = d->x + d->left * (int64_t)d->x_pixel;
+    scaled_blocks s;
     size_t held = 0;
+    memset(&s, 0, sizeof s);
     for (size_t p = 0; p < d->pixels; p++, x += d->x_pixel) {
-        const spot pixel = moved(out->first, p * out->code_pixel, p * out->exp_pixel);
-        for (size_t b = 0; b < blocks;) {
-            const size_t at_once = held == 0 && b + 4 <= whole ? 4 : 1;
-            for (size_t i = held; i < held + at_once; i++, b++) {
-                const uint16_t *from = x + b * 16;
-                uint16_t some[V_LANES];
-                if (b == whole)
-                    from = v_copy_part(some, from, d->n - b * 16);
-                vf v = v_fma(from_vector(d->x_format, from), v_load(d->w + b * 16),
-                             v_load(d->bias ? d->bias + b * 16 : zeros));
-                if (clip)
-                    v = v_max(lo, v_min(hi, v));
-                y[i] = b == whole ? v_keep(v, d->n - b * 16) : v;
-                to[i] = moved(pixel, b * 16, b);
+        spot to = moved(out->first, p * out->code_pixel, p * out->exp_pixel);
+        size_t c = 0;
+        for (; B == 16 && c + FOUR <= d->n; c += FOUR, to = moved(to, FOUR, 4)) {
+            vf y[4];
+#pragma GCC unroll 4
+            for (size_t i = 0; i < 4; i++)
+                y[i] = scaled(d, k, x, c + 16 * i, 16);
+            write_int(out, 16, 4, k.relu, y, to);
+        }
+        for (; c < d->n; c += (size_t)B, to = moved(to, (size_t)B, 1)) {
+            vf *y = s.y + held * (size_t)per;
+            vi most = v_set_int(0);
+#pragma GCC unroll 8
+            for (size_t i = 0; i < (size_t)per; i++) {
+                const size_t at = c + 16 * i;
+                y[i] = at < d->n ? scaled(d, k, x, at, d->n - at) : v_set(0.0f);
+                most = i ? v_max_int(most, (vi)y[i] & magnitude) : (vi)y[i] & magnitude;
             }
-            held += at_once;
-            if (held < 4 && !(p + 1 == d->pixels && b == blocks))
-                continue;
-            for (size_t i = held; i < 4; i++)
-                y[i] = v_set(0.0f);
-            if (held == 4 && (dense || at_once == 4)) {
-                write_int(out, 16, 4, relu, y, to[0]);
-            } else {
-                uint8_t codes[64];
-                int8_t exps[4];
-                write_int(out, 16, 4, relu, y, (spot){codes, exps});
-                for (size_t i = 0; i < held; i++) {
-                    memcpy(to[i].codes, codes + 16 * i, 16);
-                    to[i].exps[0] = exps[i];
-                }
+            s.most[held] = most;
+            s.to[held++] = to;
+            if (held == 4) {
+                write_scaled(out, &s, 4, B, k.relu);
+                held = 0;
             }
-            held = 0;
         }
     }
+    if (held)
+        write_scaled(out, &s, held, B, k.relu);
+}
+
+INLINE void scale_to(const bw_depthwise *d, const side *out, const scale_kind k)
+{
+    if (out->kind == SIDE_BLOCK16)
+        scale_as(d, out, 16, k);
+    else if (out->kind == SIDE_BLOCK32)
+        scale_as(d, out, 32, k);
+    else if (out->kind == SIDE_BLOCK64)
+        scale_as(d, out, 64, k);
+    else
+        scale_as(d, out, 128, k);
 }
 
 static void depthwise_scale(const bw_depthwise *d, const side *out)
 {
-    if (d->activation->kind == BW_ACT_RELU)
-        depthwise_scale_as(d, out, 1);
+    const int relu = d->activation->kind == BW_ACT_RELU;
+    if (d->x_format != BW_FORMAT_FP16)
+        scale_to(d, out, (scale_kind){BW_FORMAT_BF16, 0});
+    else if (relu)
+        scale_to(d, out, (scale_kind){BW_FORMAT_FP16, 1});
     else
-        depthwise_scale_as(d, out, 0);
+        scale_to(d, out, (scale_kind){BW_FORMAT_FP16, 0});
 }
 
 /* Whether it can. */
 static int depthwise_scales(const bw_depthwise *d, const side *out)
 {
-    return out && out->kind == SIDE_BLOCK16 && d->columns == 1 && d->rows == 1 && d->stride == 1 && d->left >= 0 &&
-           d->left + (int64_t)d->pixels <= d->width;
+    return out && out->kind >= SIDE_BLOCK16 && out->kind <= SIDE_BLOCK128 && d->columns == 1 && d->rows == 1 &&
+           d->stride == 1 && d->left >= 0 && d->left + (int64_t)d->pixels <= d->width;
 }
 #else
 static void depthwise_scale(const bw_depthwise *d, const side *out)
