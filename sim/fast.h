@@ -167,12 +167,14 @@ typedef struct bw_patch {
 
 /*
  * y[p][c] = x[p][map[c]] for 16-bit codes, 0 where there is no such channel; c < n. The map comes as parts: lanes of 32
- * channels of y that are found among 64 channels of x.
+ * channels of y that are neighbours in x too, in the same order, or that are found anywhere among 64 channels of x.
  */
 typedef struct bw_gather_part {
-    uint16_t index[32]; /* below 64 */
     uint32_t lanes;     /* bit i: lane i is one of them */
-    uint32_t from;      /* channel / 64 */
+    int32_t from;       /* neighbours: channel of x for lane 0, which may not exist; else the first of the 64 */
+    int neighbours;     /* what follows is for others */
+    uint32_t there[2];  /* bit i: channel from + i, from + 32 + i exists */
+    uint16_t index[32]; /* below 64 */
 } bw_gather_part;
 
 typedef struct bw_gather {
@@ -474,6 +476,8 @@ void bw_direct_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
 /* The same for all other opcodes. */
 /* 0: no memory. */
 int bw_vector_plan(const bw_fast *engine, bw_plan *plan);
+/* Of a COPY with a map: its parts, if there is a kernel for it, and memory; else the other way stays. */
+void bw_gather_plan(const bw_fast *engine, bw_plan *plan);
 void bw_vector_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
 /* A PATCH with a kernel of its own: some lines of an image to codes and exponents that lie side by side. */
 void bw_vector_patch(const bw_fast *engine, const bw_plan *plan, size_t image, size_t line, size_t lines,

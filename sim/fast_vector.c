@@ -5,8 +5,7 @@
 
 #include "sim/fast.h"
 
-#define SPAN        128u /* channels of a DWCONV at a time, where that divides them */
-#define GATHERS     64u /* vectors of channels, of the input or the output, that are gathered; more are slow either way */
+#define SPAN        128u  /* channels of a DWCONV at a time, where that divides them */
 #define ROWS_FLOATS 4096u /* of the rows that are made at a time: they stay in the first cache */
 
 bw_side bw_fast_side(const bw_view *v, size_t image, size_t y, size_t x, size_t c0)
@@ -491,46 +490,10 @@ static int plan_depthwise(const bw_fast *engine, bw_plan *plan)
     return 1;
 }
 
-/* A channel map as the ISA's kernel wants it; without a kernel, or memory, the other way stays. */
-static void plan_gather(const bw_fast *engine, bw_plan *plan)
-{
-    const bw_instruction *ins = plan->ins;
-    const int32_t *map = (const int32_t *)(const void *)plan->weights;
-    const size_t outs = (ins->out0.channels + 31) / 32, ins64 = (ins->in.channels + 63) / 64;
-    if (!engine->rows->gather || ins->opcode != BW_OP_COPY || !(ins->flags & BW_FLAG_CHANNEL_MAP) ||
-        plan->in.format.kind != BW_KIND_VECTOR || outs > GATHERS || ins64 > GATHERS)
-        return;
-    const size_t bytes = bw_round_up((outs + 1) * sizeof(uint32_t), 64);
-    plan->own = aligned_alloc(64, bytes + bw_round_up(outs * ins64 * sizeof(bw_gather_part), 64));
-    if (!plan->own)
-        return;
-    uint32_t *first = (uint32_t *)(void *)plan->own;
-    bw_gather_part *parts = (bw_gather_part *)(void *)(plan->own + bytes);
-    uint32_t count = 0;
-    for (size_t o = 0; o < outs; o++) {
-        first[o] = count;
-        for (uint32_t from = 0; from < ins64; from++) {
-            bw_gather_part part = {.from = from};
-            for (size_t i = 0; i < 32 && o * 32 + i < ins->out0.channels; i++) {
-                const int32_t c = map[o * 32 + i];
-                if (c < 0 || (uint32_t)c / 64 != from)
-                    continue;
-                part.index[i] = (uint16_t)(c % 64);
-                part.lanes |= UINT32_C(1) << i;
-            }
-            if (part.lanes)
-                parts[count++] = part;
-        }
-    }
-    first[outs] = count;
-    plan->gather_first = first;
-    plan->gather_parts = parts;
-}
-
 int bw_vector_plan(const bw_fast *engine, bw_plan *plan)
 {
     const bw_instruction *ins = plan->ins;
-    plan_gather(engine, plan);
+    bw_gather_plan(engine, plan);
     plan->patches = patches(engine, plan);
     if (ins->opcode == BW_OP_DWCONV && !plan_depthwise(engine, plan))
         return 0;

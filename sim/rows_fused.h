@@ -357,13 +357,15 @@ static void fused(const bw_fused *f)
     (KNOWN(chunk, relu, FLOAT, NONE, block, NONE) || KNOWN(chunk, relu, FLOAT, FP16, block, NONE) ||                   \
      KNOWN(chunk, relu, FLOAT, FP16, block, FP16))
     if (chunk == 128) {
-        if (!KNOWN_BLOCKS(128, 1, BLOCK128) && !KNOWN(128, 0, FLOAT, NONE, BLOCK128, NONE))
+        if (!KNOWN_BLOCKS(128, 1, BLOCK128) && !KNOWN(128, 0, FLOAT, NONE, BLOCK128, NONE) &&
+            !KNOWN(128, 0, FP16, NONE, BLOCK128, NONE))
             run_pixels(&p, k, 128, pixels, n, line, padded);
     } else if (!KNOWN_BLOCKS(64, 1, BLOCK16) && !KNOWN_BLOCKS(64, 1, BLOCK32) && !KNOWN_BLOCKS(64, 1, BLOCK64) &&
                !KNOWN(64, 1, FLOAT, NONE, FP16, NONE) && !KNOWN(64, 1, LINES, NONE, BLOCK16, NONE) &&
                !KNOWN_BLOCKS(64, 0, BLOCK16) && !KNOWN(64, 0, FLOAT, BLOCK16, BLOCK16, NONE) &&
                !KNOWN(64, 0, FLOAT, NONE, TABLE, NONE) && !KNOWN(64, 0, FLOAT, FP16, TABLE, NONE) &&
                !KNOWN(64, 0, FLOAT, NONE, BLOCK32, NONE) && !KNOWN(64, 0, FLOAT, NONE, BLOCK64, NONE) &&
+               !KNOWN(64, 0, FP16, NONE, BLOCK16, NONE) && !KNOWN(64, 0, FP16, NONE, BLOCK64, NONE) &&
                !KNOWN(64, 0, FLOAT, NONE, FP16, NONE) && !KNOWN(64, 0, FLOAT, FP16, FP16, NONE) &&
                !KNOWN(64, 0, LINES, NONE, BLOCK16, NONE) && !KNOWN(64, 0, LINES, NONE, FP16, NONE) &&
                !KNOWN(64, 0, PADDED_LINES, NONE, BLOCK16, NONE)) {

@@ -10,11 +10,13 @@ static void gather(const bw_gather *g)
             __m512i v = _mm512_setzero_si512();
             for (size_t i = g->first[o / 32]; i < g->first[o / 32 + 1]; i++) {
                 const bw_gather_part *part = &g->parts[i];
-                const size_t at = 64u * part->from, left = g->channels - at;
-                const __mmask32 low = left >= 32 ? 0xFFFFFFFF : (__mmask32)((1u << left) - 1);
-                const __mmask32 high = left >= 64 ? 0xFFFFFFFF : left <= 32 ? 0 : (__mmask32)((1u << (left - 32)) - 1);
-                const __m512i a = _mm512_maskz_loadu_epi16(low, x + at);
-                const __m512i b = _mm512_maskz_loadu_epi16(high, x + at + 32);
+                const uint16_t *from = x + part->from;
+                if (part->neighbours) {
+                    v = _mm512_or_si512(v, _mm512_maskz_loadu_epi16(part->lanes, from));
+                    continue;
+                }
+                const __m512i a = _mm512_maskz_loadu_epi16(part->there[0], from);
+                const __m512i b = _mm512_maskz_loadu_epi16(part->there[1], from + 32);
                 const __m512i index = _mm512_loadu_si512(part->index);
                 v = _mm512_or_si512(v, _mm512_maskz_permutex2var_epi16(part->lanes, a, index, b));
             }

@@ -38,22 +38,50 @@ INLINE void window_chunks(const bw_window *w, const side *x, side_kind kind, int
         }
 }
 
-/* Channels from..n, one vector at a time. */
-static void window_rest(const bw_window *w, const side *x, size_t from)
+/* The next vector of the n > 0 channels that are left. Inlined with constant `half`. */
+INLINE vf window_read(const side *x, const int half, spot at, size_t n)
 {
-    const size_t bytes = x->traits->device_bytes;
-    for (size_t c = from; c < w->n; c += V_LANES)
-        for (size_t p = 0; p < w->pixels; p++) {
-            vf y = v_set(w->average ? 0.0f : -__builtin_inff());
-            for (size_t i = 0; i < w->rows; i++)
-                for (size_t j = 0; j < w->columns; j++) {
-                    const spot at =
-                        moved(x->first, p * x->code_pixel + i * w->code_row + j * w->code_column + c * bytes,
-                              p * x->exp_pixel + i * w->exp_row + j * w->exp_column + c / x->block);
-                    y = window_step(w->average, y, read_vector(x, at, w->n - c));
+    uint16_t part[V_LANES];
+    const uint16_t *codes = (const uint16_t *)(const void *)at.codes;
+    if (!half)
+        return read_vector(x, at, n);
+    return v_half_to_float(n < V_LANES ? v_copy_part(part, codes, n) : codes);
+}
+
+/* `vectors` from channel c on, the last one whole or not. Inlined with constant half, vectors and operation. */
+INLINE void window_few(const bw_window *w, const side *x, const int half, const int vectors, const int average,
+                       size_t c)
+{
+    const size_t bytes = x->traits->device_bytes, n = w->n - c;
+    for (size_t p = 0; p < w->pixels; p++) {
+        const spot first = moved(x->first, p * x->code_pixel + c * bytes, p * x->exp_pixel);
+        vf y[2];
+#pragma GCC unroll 2
+        for (int i = 0; i < vectors; i++)
+            y[i] = v_set(average ? 0.0f : -__builtin_inff());
+        for (size_t i = 0; i < w->rows; i++)
+            for (size_t j = 0; j < w->columns; j++) {
+                const spot at = moved(first, i * w->code_row + j * w->code_column, i * w->exp_row + j * w->exp_column);
+#pragma GCC unroll 2
+                for (int k = 0; k < vectors; k++) {
+                    const size_t from = (size_t)k * V_LANES;
+                    const spot here = moved(at, from * bytes, (c + from) / x->block);
+                    y[k] = window_step(average, y[k], window_read(x, half, here, n - from));
                 }
-            v_store(w->y + p * w->stride + c, w->average ? y * w->factor : y);
-        }
+            }
+#pragma GCC unroll 2
+        for (int i = 0; i < vectors; i++)
+            v_store(w->y + p * w->stride + c + (size_t)i * V_LANES, average ? y[i] * w->factor : y[i]);
+    }
+}
+
+/* Channels from..n. half: of fp16. Inlined with constant half. */
+INLINE void window_rest(const bw_window *w, const side *x, const int half, const int average, size_t from)
+{
+    for (; from + V_LANES < w->n; from += 2 * V_LANES)
+        window_few(w, x, half, 2, average, from);
+    if (from < w->n)
+        window_few(w, x, half, 1, average, from);
 }
 
 INLINE void window_kinds(const bw_window *w, const side *x, int average, size_t chunks)
@@ -103,5 +131,10 @@ static void window(const bw_window *w)
         window_kinds(w, &x, 1, chunks);
     else
         window_kinds(w, &x, 0, chunks);
-    window_rest(w, &x, chunks * chunk);
+    if (x.kind != SIDE_FP16)
+        window_rest(w, &x, 0, w->average, chunks * chunk);
+    else if (w->average)
+        window_rest(w, &x, 1, 1, chunks * chunk);
+    else
+        window_rest(w, &x, 1, 0, chunks * chunk);
 }

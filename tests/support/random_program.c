@@ -499,6 +499,18 @@ static void make_eltwise(maker *m, bw_opcode opcode)
     finish(m, &ins);
 }
 
+/* Channels from anywhere, or runs of neighbours with and without gaps between them, as slices and shuffles have. */
+static void random_map(maker *m, int32_t *map, uint32_t channels, uint32_t from)
+{
+    const int runs = one_in(m, 2);
+    for (uint32_t c = 0; c < channels;) {
+        const int64_t first = between(m, -1, (int64_t)from - 1);
+        const int64_t count = runs ? between(m, 1, (int64_t)from - (first < 0 ? 0 : first)) : 1;
+        for (int64_t i = 0; i < count && c < channels; i++)
+            map[c++] = (int32_t)(first < 0 ? -1 : first + i);
+    }
+}
+
 static void make_copy(maker *m)
 {
     const bw_tensor *in = one_in(m, 4) ? &m->inputs[next(m) % m->input_count] : source(m, BLOCK | VECTOR);
@@ -513,8 +525,7 @@ static void make_copy(maker *m)
         if (!map)
             return;
         ins.flags |= BW_FLAG_CHANNEL_MAP;
-        for (uint32_t c = 0; c < channels; c++)
-            map[c] = (int32_t)between(m, -1, (int64_t)ins.in.channels - 1);
+        random_map(m, map, channels, ins.in.channels);
     }
     ins.out0 = new_output(m, ins.in.height, ins.in.width, channels, BLOCK | VECTOR | (one_in(m, 12) ? FP32 : 0));
     finish(m, &ins);
