@@ -180,7 +180,7 @@ typedef struct bw_gather_part {
 typedef struct bw_gather {
     const uint16_t *x;
     uint16_t *y;
-    size_t x_pixel, y_pixel, pixels, channels, n; /* channels: of x; reads and writes nothing else */
+    size_t x_pixel, y_pixel, pixels, n; /* reads only channels that parts say exist */
     const bw_gather_part *parts;
     const uint32_t *first; /* those of y's channels 32 i.. are first[i]..first[i + 1] - 1 */
 } bw_gather;
@@ -476,12 +476,12 @@ void bw_direct_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
 /* The same for all other opcodes. */
 /* 0: no memory. */
 int bw_vector_plan(const bw_fast *engine, bw_plan *plan);
-/* Of a COPY with a map: its parts, if there is a kernel for it, and memory; else the other way stays. */
-void bw_gather_plan(const bw_fast *engine, bw_plan *plan);
 void bw_vector_run(bw_fast *engine, const bw_plan *plan, uint32_t batch);
 /* A PATCH with a kernel of its own: some lines of an image to codes and exponents that lie side by side. */
 void bw_vector_patch(const bw_fast *engine, const bw_plan *plan, size_t image, size_t line, size_t lines,
                      uint8_t *codes, int8_t *exps);
+/* Of a COPY with a map: its parts, if there is a kernel for it, and memory; else the other way stays. */
+void bw_gather_plan(const bw_fast *engine, bw_plan *plan);
 /* Lets a CONV of bw_direct_plan run the PATCH before it, if it reads all pixels of that once. */
 void bw_direct_join(bw_plan *plan, bw_plan *patch);
 

@@ -391,7 +391,6 @@ static void run_gathers(const job *j, size_t first, size_t end, uint16_t *rows)
     const size_t width = ins->out0.width, area = width * ins->out0.height;
     const int straight = ins->out0.format == ins->in.format && !plan->out[1].tensor && ins->activation == BW_ACT_NONE;
     bw_gather g = {.x_pixel = ins->in.pixel_stride,
-                   .channels = ins->in.channels,
                    .n = ins->out0.channels,
                    .parts = plan->gather_parts,
                    .first = plan->gather_first};
