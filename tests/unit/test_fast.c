@@ -14,13 +14,13 @@
 
 #include "sim/fast.h"
 #include "tests/support/compare.h"
+#include "tests/support/lcg.h"
 
 static uint64_t random_state = 1;
 
 static uint32_t random_u32(void)
 {
-    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(random_state >> 32);
+    return (uint32_t)(bw_lcg(&random_state) >> 32);
 }
 
 /* Floats of all magnitudes; about one in eight is a zero, a tie of a small format, or the largest float. */

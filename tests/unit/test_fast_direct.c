@@ -12,6 +12,7 @@
 
 #include "hal/base.h"
 #include "sim/sim.h"
+#include "tests/support/lcg.h"
 
 typedef struct shape {
     uint32_t height, width, groups, blocks, outputs; /* blocks and outputs of a group */
@@ -43,8 +44,7 @@ static uint64_t seed;
 
 static uint32_t next(void)
 {
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(seed >> 33);
+    return (uint32_t)(bw_lcg(&seed) >> 33);
 }
 
 static bw_tensor tensor(uint32_t h, uint32_t w, uint32_t c, bw_format format, uint32_t length, bw_region region,

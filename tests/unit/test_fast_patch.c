@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "sim/fast.h"
+#include "tests/support/lcg.h"
 #include "tests/support/patch_planes.h"
 
 typedef enum filling {
@@ -72,8 +73,7 @@ static uint64_t seed;
 
 static uint32_t next(void)
 {
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(seed >> 33);
+    return (uint32_t)(bw_lcg(&seed) >> 33);
 }
 
 static size_t below(size_t n)

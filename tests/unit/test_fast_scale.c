@@ -12,6 +12,7 @@
 #include <math.h>
 
 #include "sim/fast.h"
+#include "tests/support/lcg.h"
 
 enum { ROUNDS = 6000, UNTOUCHED = 0x5A };
 
@@ -19,8 +20,7 @@ static uint64_t seed;
 
 static uint32_t next(void)
 {
-    seed = seed * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(seed >> 33);
+    return (uint32_t)(bw_lcg(&seed) >> 33);
 }
 
 static size_t below(size_t n)

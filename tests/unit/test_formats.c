@@ -13,13 +13,13 @@
 #include <cmocka.h>
 
 #include "kernels/formats.h"
+#include "tests/support/lcg.h"
 
 static uint64_t seed = 1;
 
 static uint32_t draw(void)
 {
-    seed = seed * 6364136223846793005ull + 1442695040888963407ull;
-    return (uint32_t)(seed >> 32);
+    return (uint32_t)(bw_lcg(&seed) >> 32);
 }
 
 static float float_of(uint32_t bits)

@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "tests/support/lcg.h"
 #include "tests/support/random_program.h"
 
 /* A program of one instruction, with generous regions. */
@@ -23,8 +24,7 @@ static uint64_t seed = 7;
 
 static uint32_t below(uint32_t n)
 {
-    seed = seed * 6364136223846793005ull + 1442695040888963407ull;
-    return (uint32_t)(seed >> 33) % n;
+    return (uint32_t)(bw_lcg(&seed) >> 33) % n;
 }
 
 static bw_tensor tensor(bw_format format, bw_region region, unsigned block, uint32_t h, uint32_t w, uint32_t c,

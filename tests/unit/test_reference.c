@@ -16,14 +16,14 @@
 #include <cmocka.h>
 
 #include "sim/sim.h"
+#include "tests/support/lcg.h"
 #include "tests/support/random_program.h"
 
 static uint64_t seed = 3;
 
 static int between(int low, int high)
 {
-    seed = seed * 6364136223846793005ull + 1442695040888963407ull;
-    return low + (int)((uint32_t)(seed >> 33) % (uint32_t)(high - low + 1));
+    return low + (int)((uint32_t)(bw_lcg(&seed) >> 33) % (uint32_t)(high - low + 1));
 }
 
 /* --- a bench for small programs --------------------------------------------------------------------------------------

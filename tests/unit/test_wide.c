@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "sim/fast.h"
+#include "tests/support/lcg.h"
 
 enum { BLOCK = 32, BLOCKS = 5, PIXELS = BW_GROUP_MAX, CODES = BLOCKS * BLOCK, TIES = 4 };
 
@@ -18,8 +19,7 @@ static uint64_t seed = 1;
 
 static uint32_t draw(void)
 {
-    seed = seed * 6364136223846793005ull + 1442695040888963407ull;
-    return (uint32_t)(seed >> 32);
+    return (uint32_t)(bw_lcg(&seed) >> 32);
 }
 
 typedef struct sample {
