@@ -201,7 +201,7 @@ static bw_status sample_peak(profiler *p, bw_error *err)
 {
     bw_sim_peak *peak = &p->peaks[p->peak_count];
     bw_status status = BW_OK;
-    for (int i = BW_SIM_ISA_PORTABLE; *p->r.device.isa && i <= BW_SIM_ISA_AVX512VNNI && !status; i++)
+    for (int i = BW_SIM_ISA_PORTABLE; *p->r.device.isa && i < BW_SIM_ISA_LIMIT && !status; i++)
         if (strcmp(bw_sim_isa_name((bw_sim_isa)i), p->r.device.isa) == 0) {
             status = bw_sim_peak_measure((bw_sim_isa)i, peak, err);
             p->peak_count += !status;

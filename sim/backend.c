@@ -134,7 +134,7 @@ static const char *isa_text(bw_sim_isa isa)
     const char *env = getenv("BW_SIM_ISA");
     if (isa == BW_SIM_ISA_AUTO && env && *env)
         return env;
-    for (int i = BW_SIM_ISA_AVX512VNNI; isa == BW_SIM_ISA_AUTO && i >= BW_SIM_ISA_PORTABLE; i--)
+    for (int i = BW_SIM_ISA_LIMIT - 1; isa == BW_SIM_ISA_AUTO && i >= BW_SIM_ISA_PORTABLE; i--)
         if (bw_sim_isa_available((bw_sim_isa)i))
             isa = (bw_sim_isa)i;
     return bw_sim_isa_name(isa);
@@ -211,7 +211,7 @@ static bw_status number(const char *key, const char *text, unsigned long low, un
 static bw_status isa_option(sim_device *dev, const char *value, bw_error *err)
 {
     char known[96] = "";
-    for (int i = BW_SIM_ISA_PORTABLE; i <= BW_SIM_ISA_AVX512VNNI; i++) {
+    for (int i = BW_SIM_ISA_PORTABLE; i < BW_SIM_ISA_LIMIT; i++) {
         const char *name = bw_sim_isa_name((bw_sim_isa)i);
         snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", *known ? ", " : "", name);
         if (strcmp(name, value) != 0)

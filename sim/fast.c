@@ -6,6 +6,8 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -27,8 +29,9 @@ static const isa_row isas[] = {
     [BW_SIM_ISA_PORTABLE] = {"portable", &bw_rows_portable, &bw_dot_portable},
     [BW_SIM_ISA_AVX2] = {"avx2", &bw_rows_avx2, &bw_dot_avx2},
     [BW_SIM_ISA_AVX512VNNI] = {"avx512vnni", &bw_rows_avx512vnni, &bw_dot_avx512vnni},
+    [BW_SIM_ISA_AMX] = {"amx", &bw_rows_amx, &bw_dot_avx512vnni},
 };
-#define ISAS (sizeof isas / sizeof isas[0])
+#define ISAS BW_SIM_ISA_LIMIT
 
 const char *bw_sim_isa_name(bw_sim_isa isa)
 {
@@ -39,6 +42,21 @@ static int has_f16c(void)
 {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
+#define AMX_TILE           (1u << 24) /* CPUID leaf 7, EDX */
+#define AMX_INT8           (1u << 25)
+#define ARCH_XCOMP_PERM    0x1023
+#define XFEATURE_TILE_DATA 18
+
+/* Linux keeps tile registers for a process that has asked for it; it refuses if the CPU has none or if a thread's
+ * alternate signal stack is too small for them. Once granted it holds for all threads, later ones too. */
+static int has_amx(void)
+{
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (AMX_TILE | AMX_INT8)) != (AMX_TILE | AMX_INT8))
+        return 0;
+    return syscall(SYS_arch_prctl, ARCH_XCOMP_PERM, XFEATURE_TILE_DATA) == 0;
 }
 
 int bw_sim_isa_available(bw_sim_isa isa)
@@ -55,6 +73,8 @@ int bw_sim_isa_available(bw_sim_isa isa)
         return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                __builtin_cpu_supports("avx512vnni");
+    case BW_SIM_ISA_AMX:
+        return bw_sim_isa_available(BW_SIM_ISA_AVX512VNNI) && has_amx();
     }
     return 0;
 }
@@ -68,11 +88,11 @@ static bw_status choose_isa(bw_sim_isa wanted, bw_sim_isa *isa, bw_error *err)
                 if (strcmp(name, isas[i].name) == 0)
                     wanted = (bw_sim_isa)i;
             if (wanted == BW_SIM_ISA_AUTO)
-                return bw_fail(err, BW_UNSUPPORTED, "BW_SIM_ISA=%s: expected portable, avx2 or avx512vnni", name);
+                return bw_fail(err, BW_UNSUPPORTED, "BW_SIM_ISA=%s: expected portable, avx2, avx512vnni or amx", name);
         }
     }
     if (wanted == BW_SIM_ISA_AUTO) {
-        wanted = BW_SIM_ISA_AVX512VNNI;
+        wanted = BW_SIM_ISA_LIMIT - 1;
         while (!bw_sim_isa_available(wanted))
             wanted--;
     }
@@ -211,7 +231,7 @@ static int plan_instruction(const bw_fast *engine, const bw_instruction *ins, in
 static void join_patches(const bw_program *program, bw_plan *plans)
 {
     for (uint32_t i = 0; i + 1 < program->header->instruction_count; i++)
-        if (plans[i].patches && plans[i + 1].direct_sums && !bw_fast_is_read_later(program, i + 1, &plans[i].ins->out0))
+        if (plans[i].patches && plans[i + 1].direct && !bw_fast_is_read_later(program, i + 1, &plans[i].ins->out0))
             bw_direct_join(&plans[i + 1], &plans[i]);
 }
 
@@ -354,7 +374,7 @@ static bw_status run_locked(bw_fast *engine, const void *in, void *out, uint32_t
         bind(engine, &plan->out[1], in, out);
         if (plan->with_next)
             continue;
-        if (plan->direct_sums)
+        if (plan->direct)
             bw_direct_run(engine, plan, batch);
         else if (plan->ins->opcode == BW_OP_CONV)
             bw_conv_run(engine, plan, batch);

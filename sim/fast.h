@@ -143,10 +143,11 @@ typedef struct bw_direct {
     size_t code_step;     /* bytes to the next */
     const int32_t *scale; /* (127 + e) << 23 */
     size_t scale_step;
-    int is_signed;         /* the panel has code + 128 */
-    const int8_t *weights; /* of all tiles, canonical order */
-    const int32_t *sums;   /* what bw_byte_kernels.sum made of them */
-    const float *bias;     /* 16 a tile; NULL: zeros */
+    int is_signed;             /* the panel has code + 128 */
+    const int8_t *weights;     /* of all tiles, canonical order */
+    const int32_t *sums;       /* direct: what bw_byte_kernels.sum made of them */
+    const int8_t *weight_exps; /* matrix: [tiles][blocks][16] */
+    const float *bias;         /* 16 a tile; NULL: zeros */
     bw_side b, out[2];
     const bw_row_activation *activation;
 } bw_direct;
@@ -194,10 +195,14 @@ typedef struct bw_rows {
     void (*patch)(const bw_patch *g);
     void (*gather)(const bw_gather *g);
     void (*direct)(const bw_direct *g);
+    void (*matrix)(const bw_direct *g); /* at least BW_MATRIX_PIXELS, blocks from 32 on, codes as they are */
 } bw_rows;
 
-extern const bw_rows bw_rows_portable, bw_rows_avx2, bw_rows_avx512vnni;
+#define BW_MATRIX_PIXELS 14u
+
+extern const bw_rows bw_rows_portable, bw_rows_avx2, bw_rows_avx512vnni, bw_rows_amx;
 void bw_direct_avx512vnni(const bw_direct *g);
+void bw_direct_amx(const bw_direct *g);
 
 /* --- dot kernels: CONV -------------------------------------------------------------------------------------------- */
 
@@ -360,7 +365,10 @@ typedef struct bw_plan {
     const float *bias; /* NULL: none */
     bw_row_format weight_format;
     uint8_t *own; /* memory of the plan; freed with it */
-    /* CONV, the direct way: else NULL */
+    /* CONV, the direct way */
+    int direct; /* it is taken */
+    int matrix; /* with the kernel of that name */
+    int apart;  /* each pixel has a window of its own in the panel (im2col), else they share what they overlap in */
     int32_t *direct_sums;
     const int8_t *direct_weights;
     /* CONV */

@@ -20,9 +20,12 @@
 #define FEW_PIXELS    64u          /* that wait for weights */
 #define WIDE          28u          /* rows that use weights often before the next row needs them again */
 #define MOST_OWN      (512u << 10) /* bytes that a layer's plan keeps */
-#define CACHED        (24u << 10)  /* weights and their sums that stay in the first cache */
-#define SCALE_BIAS    127          /* the kernel multiplies by 2^ea as a float */
-#define SERIAL_CYCLES 12000u       /* less work than this is not worth a second thread */
+#define MOST_APART    (512u << 10) /* packed codes of an item whose pixels have windows of their own */
+#define MOST_TAPS     MOST_BLOCKS  /* of a window that is not a pixel's own */
+#define APART_GAP     64u         /* bytes between two such windows: a cache line, so that they lie in different sets */
+#define CACHED        (24u << 10) /* weights and their sums that stay in the first cache */
+#define SCALE_BIAS    127         /* the kernel multiplies by 2^ea as a float */
+#define SERIAL_CYCLES 12000u      /* less work than this is not worth a second thread */
 
 /* Columns of the input that a row of output pixels reads; all in between too if windows have more than one. */
 static size_t panel_width(const bw_instruction *ins)
@@ -37,18 +40,24 @@ static size_t panel_height(const bw_instruction *ins, size_t lines)
     return ins->kernel_y == 1 ? lines : (lines - 1) * ins->stride_y + (size_t)(ins->kernel_y - 1) * ins->dilation_y + 1;
 }
 
-/* 1x1 windows: the pixels of all lines lie one after the other in the panel. */
+/* 1x1 windows, or those of pixels that have their own: all lines lie one after the other in the panel. */
 static int one_line(const bw_plan *plan)
 {
-    return plan->ins->kernel_x == 1 && plan->ins->kernel_y == 1 && plan->adjoin;
+    return plan->adjoin && (plan->apart || (plan->ins->kernel_x == 1 && plan->ins->kernel_y == 1));
+}
+
+/* Pixels of a kernel call, at least. */
+static size_t least_pixels(const bw_plan *plan)
+{
+    return plan->matrix ? BW_MATRIX_PIXELS : LEAST_PIXELS;
 }
 
 /* The codes can be multiplied where they lie: one line whose pixels are those of the input. */
 static int in_place(const bw_plan *plan)
 {
     const bw_instruction *ins = plan->ins;
-    return !plan->is_signed && one_line(plan) && plan->adjoin_in && ins->stride_x == 1 && ins->stride_y == 1 &&
-           ins->origin_x == 0 && ins->origin_y == 0 && ins->in.width == ins->out0.width &&
+    return (plan->matrix || !plan->is_signed) && one_line(plan) && plan->adjoin_in && ins->stride_x == 1 &&
+           ins->stride_y == 1 && ins->origin_x == 0 && ins->origin_y == 0 && ins->in.width == ins->out0.width &&
            ins->out0.height <= ins->in.height;
 }
 
@@ -89,13 +98,21 @@ static int groups_fit(const bw_plan *plan)
     return 1;
 }
 
+/* From one pixel's own window to the next. */
+static size_t window_bytes(const bw_plan *plan)
+{
+    return bw_round_up(bw_conv_blocks(plan->ins) * plan->ins->in.block + APART_GAP, 64);
+}
+
 /* Lines of an item: as many as the panel has room for. */
 static size_t most_lines(const bw_plan *plan)
 {
     const bw_instruction *ins = plan->ins;
     const size_t width = ins->out0.width, row = panel_width(ins) * plan->in.units * ins->in.block;
     size_t lines = ITEM_PIXELS / width;
-    while (lines > 1 && panel_height(ins, lines) * row > PANEL_BYTES)
+    if (plan->apart)
+        lines = bw_smaller(lines, MOST_APART / (width * window_bytes(plan)));
+    while (!plan->apart && lines > 1 && panel_height(ins, lines) * row > PANEL_BYTES)
         lines--;
     return lines < 1 ? 1 : lines > ins->out0.height ? ins->out0.height : lines;
 }
@@ -103,7 +120,9 @@ static size_t most_lines(const bw_plan *plan)
 /* Sums, and unpacked weights. */
 static size_t sum_bytes(const bw_plan *plan)
 {
-    return bw_conv_tiles(plan->ins) * bw_conv_blocks(plan->ins) * bw_dot_sums(plan->is_signed) * sizeof(int32_t);
+    return plan->matrix
+               ? 0
+               : bw_conv_tiles(plan->ins) * bw_conv_blocks(plan->ins) * bw_dot_sums(plan->is_signed) * sizeof(int32_t);
 }
 
 static size_t unpacked_bytes(const bw_plan *plan)
@@ -128,55 +147,110 @@ static size_t most_blocks(const bw_fast *engine, const bw_plan *plan)
     return width * ins->out0.height <= FEW_PIXELS ? 64 : 32;
 }
 
+/* What both kernels want of the outputs and of memory. */
+static int ends_fit(const bw_plan *plan)
+{
+    if (out_block(plan) >= 64 && plan->ins->out0.channels / plan->ins->groups % 64)
+        return 0; /* what they make at a time */
+    return groups_fit(plan) && sum_bytes(plan) + unpacked_bytes(plan) <= MOST_OWN;
+}
+
+/* Lines are cut into even parts: if not all of them are one, half of an item, or a line, must be enough for a kernel.
+ */
+static int line_fits(const bw_plan *plan)
+{
+    const size_t lines = most_lines(plan);
+    return (lines == plan->ins->out0.height || lines == 1 ? lines : lines / 2) * plan->ins->out0.width >=
+           least_pixels(plan);
+}
+
 static int shape_fits(const bw_fast *engine, const bw_plan *plan)
 {
     const bw_instruction *ins = plan->ins;
-    const size_t blocks = bw_conv_blocks(ins), width = ins->out0.width, channels = ins->out0.channels / ins->groups;
-    const size_t made = out_block(plan);
-    if (made >= 64 && channels % 64)
-        return 0; /* what its kernels make at a time */
-    if (blocks * (ins->in.block / 16) > most_blocks(engine, plan) || !groups_fit(plan))
+    const size_t width = ins->out0.width, made = out_block(plan);
+    if (bw_conv_blocks(ins) * (ins->in.block / 16) > most_blocks(engine, plan) || !ends_fit(plan))
         return 0;
-    if (sum_bytes(plan) + unpacked_bytes(plan) > MOST_OWN)
-        return 0;
-    /* Lines are cut into even parts: if not all of them are one, half of an item, or a line, must be enough for a
-     * kernel. */
-    const size_t lines = most_lines(plan);
     if (one_line(plan))
-        return (lines == ins->out0.height || lines == 1 ? lines : lines / 2) * width >= LEAST_PIXELS;
+        return line_fits(plan);
     /* Pixels that are done twice at the end of each row must be few. */
     const size_t sevens = bw_divide_up(width, 7) * 7, eights = bw_divide_up(width, 8) * 8;
     const size_t done = made == 16 && ins->in.block == 16 ? bw_smaller(sevens, eights) : sevens;
     return width >= LEAST_PIXELS && done * 8 <= width * 9;
 }
 
+/* Whether the matrix kernel takes it, and if so how its pixels lie in the panel. */
+static void choose_matrix(const bw_fast *engine, bw_plan *plan)
+{
+    const bw_instruction *ins = plan->ins;
+    const size_t width = ins->out0.width, fourteens = bw_divide_up(width, 14) * 14,
+                 sixteens = bw_divide_up(width, 16) * 16;
+    if (!engine->rows->matrix || ins->in.block < 32 || out_block(plan) < 32)
+        return;
+    plan->matrix = 1;
+    if (ends_fit(plan)) {
+        if (one_line(plan)) {
+            if (line_fits(plan))
+                return;
+        } else if ((size_t)ins->kernel_y * ins->kernel_x <= MOST_TAPS && width >= BW_MATRIX_PIXELS &&
+                   bw_smaller(fourteens, sixteens) * 8 <= width * 9) {
+            return;
+        } else if (ins->groups == 1 && plan->adjoin && window_bytes(plan) * width <= MOST_APART) {
+            plan->apart = 1;
+            if (line_fits(plan))
+                return;
+        }
+    }
+    plan->matrix = plan->apart = 0;
+}
+
+/* Of a panel: blocks, and bytes of their codes. */
 static size_t panel_blocks(const bw_plan *plan, size_t lines)
 {
-    return panel_height(plan->ins, lines) * panel_width(plan->ins) * plan->in.units;
+    const bw_instruction *ins = plan->ins;
+    if (plan->apart)
+        return lines * ins->out0.width * bw_conv_blocks(ins);
+    return panel_height(ins, lines) * panel_width(ins) * plan->in.units;
+}
+
+static size_t panel_bytes(const bw_plan *plan, size_t lines)
+{
+    const bw_instruction *ins = plan->ins;
+    const size_t codes =
+        plan->apart ? lines * ins->out0.width * window_bytes(plan) : panel_blocks(plan, lines) * ins->in.block;
+    return bw_round_up(codes + BW_PANEL_SLACK, 64);
 }
 
 int bw_direct_plan(const bw_fast *engine, bw_plan *plan)
 {
     const bw_instruction *ins = plan->ins;
-    if (!engine->rows->direct || !engine->bytes || !formats_fit(plan) || !shape_fits(engine, plan))
+    if (!engine->rows->direct || !engine->bytes || !formats_fit(plan))
+        return 0;
+    choose_matrix(engine, plan);
+    if (!plan->matrix && !shape_fits(engine, plan))
         return 0;
     const size_t tiles = bw_conv_tiles(ins), blocks = bw_conv_blocks(ins), codes = tiles * blocks * 16 * ins->in.block;
     const size_t sums = sum_bytes(plan), unpacked = unpacked_bytes(plan);
-    plan->own = aligned_alloc(64, bw_round_up(sums + unpacked, 64));
-    if (!plan->own)
-        return 0; /* the other way does without */
+    if (sums + unpacked) {
+        plan->own = aligned_alloc(64, bw_round_up(sums + unpacked, 64));
+        if (!plan->own) {
+            plan->matrix = plan->apart = 0;
+            return 0; /* the other way does without */
+        }
+    }
+    plan->direct = 1;
     plan->direct_sums = (int32_t *)(void *)plan->own;
     plan->direct_weights = (const int8_t *)plan->weights;
     if (unpacked) {
         engine->dots->unpack(plan->weight_format.traits, plan->weights, codes, plan->own + sums);
         plan->direct_weights = (const int8_t *)plan->own + sums;
     }
-    engine->bytes->sum(plan->direct_weights, plan->weight_exps, tiles * blocks, ins->in.block, bw_plan_fill(plan, 0),
-                       plan->is_signed, plan->direct_sums);
+    if (sums)
+        engine->bytes->sum(plan->direct_weights, plan->weight_exps, tiles * blocks, ins->in.block,
+                           bw_plan_fill(plan, 0), plan->is_signed, plan->direct_sums);
     plan->group_channels = ins->out0.channels / ins->groups;
     plan->item_rows = most_lines(plan);
     const size_t panel = panel_blocks(plan, plan->item_rows);
-    plan->scratch = bw_round_up(panel * ins->in.block + BW_PANEL_SLACK, 64) + panel * sizeof(int32_t) + BW_PANEL_SLACK;
+    plan->scratch = panel_bytes(plan, plan->item_rows) + panel * sizeof(int32_t) + BW_PANEL_SLACK;
     return 1;
 }
 
@@ -216,7 +290,7 @@ static void pack(const job *j, panel *to, const uint8_t *codes, const int8_t *ex
                          .exps = exps,
                          .count = blocks,
                          .block = j->plan->ins->in.block,
-                         .offset = j->plan->is_signed ? 128 : 0,
+                         .offset = j->plan->is_signed && !j->plan->matrix ? 128 : 0,
                          .scale_bias = SCALE_BIAS,
                          .out = to->codes,
                          .scale = to->scale};
@@ -268,10 +342,29 @@ static void pack_panel(const job *j, size_t image, size_t line, size_t lines, pa
         pack_row(j, &to, image, y + (int64_t)i * step_y, ins->origin_x, step_x, width);
 }
 
+static void pack_apart(const job *j, size_t image, size_t line, size_t lines, panel to)
+{
+    const bw_instruction *ins = j->plan->ins;
+    const size_t step = window_bytes(j->plan);
+    uint8_t *codes = to.codes;
+    for (size_t i = 0; i < lines; i++)
+        for (size_t k = 0; k < ins->out0.width; k++, codes += step) {
+            const int64_t y = (int64_t)(line + i) * ins->stride_y + ins->origin_y;
+            to.codes = codes;
+            for (size_t ky = 0; ky < ins->kernel_y; ky++)
+                pack_row(j, &to, image, y + (int64_t)(ky * ins->dilation_y), (int64_t)k * ins->stride_x + ins->origin_x,
+                         ins->dilation_x, ins->kernel_x);
+        }
+}
+
 /* The window of a pixel in the panel. */
 static size_t find_runs(const bw_plan *plan, bw_dot_run *runs)
 {
     const bw_instruction *ins = plan->ins;
+    if (plan->apart) {
+        runs[0] = (bw_dot_run){0, (uint32_t)plan->reduction};
+        return 1;
+    }
     const size_t kb = plan->in.units, row = panel_width(ins) * kb * ins->dilation_y;
     const int adjoin = ins->kernel_x == 1 || (ins->dilation_x == 1 && ins->groups == 1);
     size_t n = 0;
@@ -299,18 +392,19 @@ static void run_item(void *context, size_t item, unsigned thread)
     const size_t line = height * part / j->parts, lines = height * (part + 1) / j->parts - line;
     const size_t width = ins->out0.width, kb = plan->in.units, block = ins->in.block;
     panel at = {.codes = bw_fast_scratch(j->engine, thread)};
-    const size_t codes = panel_blocks(plan, plan->item_rows) * block + BW_PANEL_SLACK;
-    at.scale = (int32_t *)(void *)(at.codes + bw_round_up(codes, 64));
+    at.scale = (int32_t *)(void *)(at.codes + panel_bytes(plan, plan->item_rows));
     const int lies = !plan->patch && in_place(plan);
     if (plan->patch) {
         int8_t *exps = (int8_t *)(at.scale + panel_blocks(plan, plan->item_rows)) + BW_PANEL_SLACK;
         bw_vector_patch(j->engine, plan->patch, image, line, lines, at.codes, exps);
         pack(j, &(panel){at.codes, at.scale}, at.codes, exps, panel_blocks(plan, lines));
+    } else if (plan->apart) {
+        pack_apart(j, image, line, lines, at);
     } else {
         pack_panel(j, image, line, lines, (panel){lies ? NULL : at.codes, at.scale});
     }
 
-    bw_dot_run runs[MOST_BLOCKS];
+    bw_dot_run runs[MOST_TAPS];
     const size_t step = ins->kernel_x == 1 ? 1 : ins->stride_x;
     bw_direct g = {.block = block,
                    .out_block = out_block(plan),
@@ -318,14 +412,17 @@ static void run_item(void *context, size_t item, unsigned thread)
                    .fill = bw_plan_fill(plan, 0),
                    .runs = runs,
                    .run_count = find_runs(plan, runs)};
-    g.code_step = lies ? plan->in.unit_bytes * ins->in.pixel_stride : step * kb * block;
-    g.scale_step = step * kb;
+    g.code_step = lies          ? plan->in.unit_bytes * ins->in.pixel_stride
+                  : plan->apart ? window_bytes(plan)
+                                : step * kb * block;
+    g.scale_step = plan->apart ? plan->reduction : step * kb;
     g.is_signed = plan->is_signed;
     g.activation = &plan->activation;
     const int merged = one_line(plan);
     g.pixels = merged ? lines * width : width;
     /* All weights for some pixels, or some weights for all of them. */
-    const size_t tiles = bw_conv_tiles(ins) / ins->groups, sums = plan->reduction * bw_dot_sums(plan->is_signed);
+    const size_t tiles = bw_conv_tiles(ins) / ins->groups,
+                 sums = plan->matrix ? 0 : plan->reduction * bw_dot_sums(plan->is_signed);
     g.all_at_once = tiles * (plan->reduction * 16 * block + sums * sizeof(int32_t)) > CACHED;
     const size_t down = panel_width(ins) * kb * (ins->kernel_y == 1 ? 1 : ins->stride_y);
     const size_t count = merged ? 1 : lines;
@@ -339,11 +436,12 @@ static void run_item(void *context, size_t item, unsigned thread)
         g.scale = at.scale + i * down + unit;
         g.weights = plan->direct_weights + tile * plan->reduction * 16 * block;
         g.sums = plan->direct_sums + tile * sums;
+        g.weight_exps = plan->weight_exps + tile * plan->reduction * 16;
         g.bias = plan->bias ? plan->bias + tile * 16 : NULL;
         g.b = bw_fast_side(&plan->in2, image, line + i, 0, c0);
         g.out[0] = bw_fast_side(&plan->out[0], image, line + i, 0, c0);
         g.out[1] = bw_fast_side(&plan->out[1], image, line + i, 0, c0);
-        j->engine->rows->direct(&g);
+        (plan->matrix ? j->engine->rows->matrix : j->engine->rows->direct)(&g);
     }
 }
 
@@ -360,7 +458,7 @@ void bw_direct_run(bw_fast *engine, const bw_plan *plan, uint32_t batch)
         j.ranges = threads;
     } else if (threads > 1 && cycles >= SERIAL_CYCLES) {
         /* As many for each thread, and still as many pixels to each as a kernel takes. */
-        const size_t least = one_line(plan) ? bw_divide_up(LEAST_PIXELS, width) : 1, most = out->height / least;
+        const size_t least = one_line(plan) ? bw_divide_up(least_pixels(plan), width) : 1, most = out->height / least;
         size_t wanted = bw_divide_up(threads * 2, batch);
         if (batch == 1)
             wanted = bw_divide_up(j.parts < wanted ? wanted : j.parts, threads) * threads;

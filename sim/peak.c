@@ -44,6 +44,25 @@ static unsigned vnni_zmm(uint64_t loops)
     return 12 * 64;
 }
 
+/* Tiles of sums 0..3, of codes 4, 5 and 6, 7. */
+static unsigned tdp_tile(uint64_t loops)
+{
+    static const struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } config = {.palette = 1, .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64}, .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
+    __asm__ volatile("ldtilecfg %1\n tilezero %%tmm4\n tilezero %%tmm5\n tilezero %%tmm6\n tilezero %%tmm7\n"
+                     "tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n tilezero %%tmm3\n 1:\n"
+                     "tdpbssd %%tmm6, %%tmm4, %%tmm0\n tdpbssd %%tmm7, %%tmm4, %%tmm1\n"
+                     "tdpbssd %%tmm6, %%tmm5, %%tmm2\n tdpbssd %%tmm7, %%tmm5, %%tmm3\n"
+                     "dec %0\n jnz 1b\n tilerelease\n"
+                     : "+r"(loops)
+                     : "m"(config)
+                     : "cc");
+    return 4 * 16 * 16 * 64;
+}
+
 static unsigned fma_zmm(uint64_t loops)
 {
     LOOP(TWELVE(ZERO_ZMM) ZERO_ZMM(14) ZERO_ZMM(15), TWELVE(FMA_ZMM), "vzeroupper\n");
@@ -136,7 +155,7 @@ bw_status bw_sim_peak_measure(bw_sim_isa isa, bw_sim_peak *peak, bw_error *err)
 {
     memset(peak, 0, sizeof *peak);
     if (isa == BW_SIM_ISA_AUTO)
-        for (isa = BW_SIM_ISA_AVX512VNNI; !bw_sim_isa_available(isa);)
+        for (isa = BW_SIM_ISA_LIMIT - 1; !bw_sim_isa_available(isa);)
             isa--;
     if (!bw_sim_isa_available(isa))
         return bw_fail(err, BW_UNSUPPORTED, "the peak of ISA %s: this CPU lacks it, expected one that it has",
@@ -144,9 +163,10 @@ bw_status bw_sim_peak_measure(bw_sim_isa isa, bw_sim_peak *peak, bw_error *err)
     peak->isa = isa;
     peak->int8_by = "multiply and add";
 #if defined(__x86_64__)
-    if (isa == BW_SIM_ISA_AVX512VNNI) {
-        peak->int8 = measure(vnni_zmm);
-        peak->int8_by = "vpdpbusd zmm";
+    if (isa == BW_SIM_ISA_AVX512VNNI || isa == BW_SIM_ISA_AMX) {
+        const int tiles = isa == BW_SIM_ISA_AMX;
+        peak->int8 = measure(tiles ? tdp_tile : vnni_zmm);
+        peak->int8_by = tiles ? "tdpbssd" : "vpdpbusd zmm";
         peak->fp32 = measure(fma_zmm);
         return BW_OK;
     }

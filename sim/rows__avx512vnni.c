@@ -12,12 +12,9 @@
 
 #include "sim/rows_gather.h"
 
-const bw_rows bw_rows_avx512vnni = {
-    .fused = fused,
-    .window = window,
-    .depthwise = depthwise,
-    .depthwise_writes = 1,
-    .patch = patch,
-    .gather = gather,
-    .direct = bw_direct_avx512vnni,
-};
+#define ROWS                                                                                                           \
+    .fused = fused, .window = window, .depthwise = depthwise, .depthwise_writes = 1, .patch = patch, .gather = gather, \
+    .direct = bw_direct_avx512vnni
+
+const bw_rows bw_rows_avx512vnni = {ROWS};
+const bw_rows bw_rows_amx = {ROWS, .matrix = bw_direct_amx};

@@ -3,7 +3,7 @@
  * The software accelerator: two engines that run the same programs with the same bits.
  *
  * - reference: a direct transcription of docs/isa.md, scalar, slow, obviously right.
- * - fast: planned per instruction, per-ISA kernels (AVX-512 VNNI, AVX2, portable C), threads.
+ * - fast: planned per instruction, per-ISA kernels (AMX, AVX-512 VNNI, AVX2, portable C), threads.
  *
  *     bw_fast *engine;
  *     if (bw_fast_create(&program, constants, NULL, &engine, &err)) ...
@@ -26,11 +26,13 @@ bw_status bw_reference_run(const bw_program *program, const void *constants, con
                            bw_error *err);
 
 typedef enum bw_sim_isa {
-    BW_SIM_ISA_AUTO = 0, /* environment BW_SIM_ISA = portable | avx2 | avx512vnni, else the best this CPU has */
+    BW_SIM_ISA_AUTO = 0, /* environment BW_SIM_ISA = portable | avx2 | avx512vnni | amx, else the best this CPU has */
     BW_SIM_ISA_PORTABLE = 1,
     BW_SIM_ISA_AVX2 = 2,
-    BW_SIM_ISA_AVX512VNNI = 3
+    BW_SIM_ISA_AVX512VNNI = 3,
+    BW_SIM_ISA_AMX = 4 /* AVX-512 VNNI, and convolutions in blocks of 32 and more on AMX-INT8 tiles */
 } bw_sim_isa;
+#define BW_SIM_ISA_LIMIT 5 /* one past the last */
 
 typedef struct bw_fast_options {
     bw_sim_isa isa;
@@ -74,7 +76,8 @@ bw_status bw_fast_run_timed(bw_fast *engine, const void *in, void *out, uint32_t
 /* "avx512vnni", ...: what the engine chose. Static storage. */
 const char *bw_fast_isa_name(const bw_fast *engine);
 const char *bw_sim_isa_name(bw_sim_isa isa);
-/* 1 if this CPU and build can run `isa`. */
+/* 1 if this CPU, build and system can run `isa`. Asks the system for AMX's registers, which then keeps them for the
+ * process: signal frames of threads that use them grow by 8 KB. */
 int bw_sim_isa_available(bw_sim_isa isa);
 
 /* What one core of this machine can do at most, in G multiply-adds a second. */

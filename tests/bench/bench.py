@@ -39,7 +39,7 @@ BIN = os.environ.get("BW_BIN") or os.path.join(TOP, "build", "bin")
 WORKER = os.environ.get("BW_BENCH_WORKER") or os.path.join(TOP, "build", "bench", "bench_network")
 PEERS = os.environ.get("BW_PEERS") or os.path.join(TOP, "build", "peers")
 OUT = os.environ.get("BW_BENCH_OUT") or os.path.join(TOP, "build", "bench")
-ISAS = ["avx512vnni", "avx2", "portable"]
+ISAS = ["amx", "avx512vnni", "avx2", "portable"]
 LARGE = 16e6  # bytes of a model
 WARM_UP = 0.15  # seconds, in the first round
 

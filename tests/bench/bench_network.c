@@ -192,7 +192,7 @@ static void run_float(const char *path)
 static void print_peaks(void)
 {
     printf("{");
-    for (int i = BW_SIM_ISA_PORTABLE; i <= BW_SIM_ISA_AVX512VNNI; i++) {
+    for (int i = BW_SIM_ISA_PORTABLE; i < BW_SIM_ISA_LIMIT; i++) {
         bw_sim_peak peak;
         if (!bw_sim_isa_available((bw_sim_isa)i))
             continue;

@@ -266,7 +266,7 @@ int main(void)
     for (size_t f = 0; f < format_count; f++)
         printf(" %16s", bw_format_get(formats[f])->name);
     printf("\n");
-    for (bw_sim_isa isa = BW_SIM_ISA_AVX512VNNI; isa >= BW_SIM_ISA_PORTABLE; isa--) {
+    for (bw_sim_isa isa = BW_SIM_ISA_LIMIT - 1; isa >= BW_SIM_ISA_PORTABLE; isa--) {
         bw_sim_peak peak;
         if (bw_sim_peak_measure(isa, &peak, &err)) {
             printf("%s\n", err.message);
@@ -275,7 +275,7 @@ int main(void)
         printf("%s, peak of a core %.0f by %s\n", bw_sim_isa_name(isa), peak.int8, peak.int8_by);
         for (size_t i = 0; i < layer_count; i++) {
             /* The slower ISAs only show one layer of each kind. */
-            if ((only && !strstr(layers[i].name, only)) || (isa != BW_SIM_ISA_AVX512VNNI && i % 3 != 2))
+            if ((only && !strstr(layers[i].name, only)) || (isa < BW_SIM_ISA_AVX512VNNI && i % 3 != 2))
                 continue;
             printf("  %-24s", layers[i].name);
             for (size_t f = 0; f < format_count; f++) {
@@ -304,7 +304,7 @@ int main(void)
         if (only && !strstr(vector_ops[i].name, only))
             continue;
         printf("  %-30s", vector_ops[i].name);
-        for (bw_sim_isa isa = BW_SIM_ISA_AVX512VNNI; isa >= BW_SIM_ISA_PORTABLE; isa--)
+        for (bw_sim_isa isa = BW_SIM_ISA_LIMIT - 1; isa >= BW_SIM_ISA_PORTABLE; isa--)
             if (bw_sim_isa_available(isa))
                 printf(" %s %.3f", bw_sim_isa_name(isa),
                        measure(NULL, BW_FORMAT_NONE, &vector_ops[i], isa, threads, seconds));

@@ -143,6 +143,18 @@ static void avx512vnni_convolutions(void **state)
     compare_isa(BW_SIM_ISA_AVX512VNNI, &convolutions, count(30, 600));
 }
 
+static void amx_mixed(void **state)
+{
+    (void)state;
+    compare_isa(BW_SIM_ISA_AMX, &mixed, count(250, 5000));
+}
+
+static void amx_convolutions(void **state)
+{
+    (void)state;
+    compare_isa(BW_SIM_ISA_AMX, &convolutions, count(60, 1200));
+}
+
 /* --- planted errors --------------------------------------------------------------------------------------------------
  */
 
@@ -252,7 +264,7 @@ static void environment_forces_isa(void **state)
     bw_program program;
     assert_int_equal(bw_random_case_make(1, &mixed, &c), 0);
     parse(&c, 1, &program);
-    for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa <= BW_SIM_ISA_AVX512VNNI; isa++) {
+    for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa < BW_SIM_ISA_LIMIT; isa++) {
         bw_fast *engine;
         bw_error err;
         setenv("BW_SIM_ISA", bw_sim_isa_name(isa), 1);
@@ -277,6 +289,8 @@ int main(void)
         cmocka_unit_test(avx2_convolutions),
         cmocka_unit_test(avx512vnni_mixed),
         cmocka_unit_test(avx512vnni_convolutions),
+        cmocka_unit_test(amx_mixed),
+        cmocka_unit_test(amx_convolutions),
         cmocka_unit_test(finds_a_wrong_weight),
         cmocka_unit_test(finds_a_wrong_exponent),
         cmocka_unit_test(finds_a_wrong_output_bit),

@@ -79,8 +79,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             memset(constants, 0, h->const_bytes);
             memcpy(constants, bytes + program_size, copied);
             if (bw_program_check_constants(&program, constants, h->const_bytes, &err) == BW_OK)
-                for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa <= BW_SIM_ISA_AVX512VNNI; isa++)
-                    for (unsigned pipes = isa == BW_SIM_ISA_AVX512VNNI ? 2 : 4; pipes <= 4; pipes += 2)
+                for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa < BW_SIM_ISA_LIMIT; isa++)
+                    for (unsigned pipes = isa >= BW_SIM_ISA_AVX512VNNI ? 2 : 4; pipes <= 4; pipes += 2)
                         if (bw_sim_isa_available(isa))
                             run(&program, constants, isa, pipes == 2 ? 2 : 1, pipes);
             free(constants);

@@ -40,9 +40,10 @@ static float random_float(void)
 
 static const bw_rows *rows_of(bw_sim_isa isa)
 {
-    return isa == BW_SIM_ISA_AVX512VNNI ? &bw_rows_avx512vnni
-           : isa == BW_SIM_ISA_AVX2     ? &bw_rows_avx2
-                                        : &bw_rows_portable;
+    return isa == BW_SIM_ISA_AMX          ? &bw_rows_amx
+           : isa == BW_SIM_ISA_AVX512VNNI ? &bw_rows_avx512vnni
+           : isa == BW_SIM_ISA_AVX2       ? &bw_rows_avx2
+                                          : &bw_rows_portable;
 }
 
 /* --- row kernels ----------------------------------------------------------------------------------------------------
@@ -135,7 +136,7 @@ static void check_vector_format(const bw_rows *rows, const char *isa, const bw_f
 
 static void rows_equal_formats(void **state)
 {
-    for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa <= BW_SIM_ISA_AVX512VNNI; isa++) {
+    for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa < BW_SIM_ISA_LIMIT; isa++) {
         if (!bw_sim_isa_available(isa)) {
             print_message("# %s not available on this CPU\n", bw_sim_isa_name(isa));
             continue;
@@ -241,7 +242,7 @@ static void check_fused(void)
         in[i].side.format = present[i] ? &in[i].format : NULL;
     f.a = in[0].side;
     f.b = in[1].side;
-    for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa <= BW_SIM_ISA_AVX512VNNI; isa++) {
+    for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa < BW_SIM_ISA_LIMIT; isa++) {
         strip *to = isa == BW_SIM_ISA_PORTABLE ? expected : out;
         if (!bw_sim_isa_available(isa))
             continue;
@@ -305,7 +306,7 @@ static void windows_equal_portable(void **state)
         w.exp_column = w.x.exp_step;
         w.code_row = wide * w.x.code_step;
         w.exp_row = wide * w.x.exp_step;
-        for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa <= BW_SIM_ISA_AVX512VNNI; isa++) {
+        for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa < BW_SIM_ISA_LIMIT; isa++) {
             if (!bw_sim_isa_available(isa))
                 continue;
             w.y = isa == BW_SIM_ISA_PORTABLE ? expected : y;
@@ -356,7 +357,7 @@ static void depthwise_equals_portable(void **state)
         d.x = x;
         d.w = w;
         d.bias = random_u32() % 4 ? bias : NULL;
-        for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa <= BW_SIM_ISA_AVX512VNNI; isa++) {
+        for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa < BW_SIM_ISA_LIMIT; isa++) {
             if (!bw_sim_isa_available(isa))
                 continue;
             d.acc = acc[isa != BW_SIM_ISA_PORTABLE];
@@ -382,8 +383,9 @@ static void depthwise_equals_portable(void **state)
 
 static void unpack_equals_formats(void **state)
 {
-    const bw_dot_kernels *kernels[] = {&bw_dot_portable, &bw_dot_avx2, &bw_dot_avx512vnni};
-    for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa <= BW_SIM_ISA_AVX512VNNI; isa++)
+    const bw_dot_kernels *kernels[BW_SIM_ISA_LIMIT - 1] = {&bw_dot_portable, &bw_dot_avx2, &bw_dot_avx512vnni,
+                                                           &bw_dot_avx512vnni};
+    for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa < BW_SIM_ISA_LIMIT; isa++)
         for (int f = 0; f < BW_FORMAT_LIMIT; f++) {
             const bw_format_traits *t = bw_format_get((bw_format)f);
             if (!bw_sim_isa_available(isa) || !t || t->device_bytes != 1 || t->code_bits == 8)
@@ -409,7 +411,8 @@ static void unpack_equals_formats(void **state)
 static void widen_words_equals_formats(void **state)
 {
     (void)state;
-    const bw_dot_kernels *kernels[] = {&bw_dot_portable, &bw_dot_avx2, &bw_dot_avx512vnni};
+    const bw_dot_kernels *kernels[BW_SIM_ISA_LIMIT - 1] = {&bw_dot_portable, &bw_dot_avx2, &bw_dot_avx512vnni,
+                                                           &bw_dot_avx512vnni};
     const bw_format_traits *t = bw_format_find("mx9");
     enum { BLOCKS = 3 };
     for (unsigned round = 0; round < 12; round++) {
@@ -569,7 +572,7 @@ static void runs_give_the_same_bits(void **state)
 {
     net *n = make_net();
     const bw_compare_engine reference = {.name = "reference", .run = bw_compare_reference};
-    for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa <= BW_SIM_ISA_AVX512VNNI; isa++)
+    for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa < BW_SIM_ISA_LIMIT; isa++)
         for (unsigned threads = 1; threads <= 4; threads++)
             for (uint32_t batch = 1; batch <= 8; batch += 7) {
                 if (!bw_sim_isa_available(isa))

@@ -25,6 +25,7 @@ typedef struct shape {
     int bias;
     uint32_t out_block; /* of outputs and residual; 0: block */
     uint32_t missing;   /* channels of the input that its last block does not have */
+    uint32_t stride;    /* 0: 1 */
 } shape;
 
 typedef struct net {
@@ -104,7 +105,8 @@ static void make(const shape *s, net *n)
 {
     const uint32_t block = s->block ? s->block : 16, channels = s->groups * s->blocks * block - s->missing;
     const uint32_t made = s->out_block ? s->out_block : block;
-    const uint32_t outputs = s->groups * s->outputs;
+    const uint32_t outputs = s->groups * s->outputs, stride = s->stride ? s->stride : 1;
+    const uint32_t height = (s->height + stride - 1) / stride, width = (s->width + stride - 1) / stride;
     const bw_format formats[2] = {s->out[0] || s->out[1] ? s->out[0] : BW_FORMAT_MSFP16, s->out[1]};
     uint64_t in = 0, act = 0, out = 0;
     memset(n, 0, sizeof *n);
@@ -115,23 +117,24 @@ static void make(const shape *s, net *n)
     list[count++] = instruction(BW_OP_COPY, s->first, x, a);
     bw_tensor residual = {0};
     if (s->residual) {
-        const bw_tensor z = tensor(s->height, s->width, outputs, BW_FORMAT_FP32, 1, BW_REGION_IN, &in);
-        residual = tensor(s->height, s->width, outputs, s->residual, made, BW_REGION_ACT, &act);
+        const bw_tensor z = tensor(height, width, outputs, BW_FORMAT_FP32, 1, BW_REGION_IN, &in);
+        residual = tensor(height, width, outputs, s->residual, made, BW_REGION_ACT, &act);
         list[count++] = instruction(BW_OP_COPY, BW_ACT_NONE, z, residual);
     }
-    const bw_tensor b = tensor(s->height, s->width, outputs, formats[0], made, BW_REGION_ACT, &act);
+    const bw_tensor b = tensor(height, width, outputs, formats[0], made, BW_REGION_ACT, &act);
     conv = &list[count++];
     *conv = instruction(BW_OP_CONV, s->last, a, b);
     conv->in2 = residual;
     conv->kernel_y = conv->kernel_x = (uint16_t)s->kernel;
     conv->origin_y = conv->origin_x = (int16_t) - (int)(s->kernel / 2);
+    conv->stride_y = conv->stride_x = (uint16_t)stride;
     conv->groups = s->groups;
     conv->weight_format = BW_FORMAT_MSFP16;
-    const bw_tensor y = tensor(s->height, s->width, outputs, BW_FORMAT_FP32, 1, BW_REGION_OUT, &out);
+    const bw_tensor y = tensor(height, width, outputs, BW_FORMAT_FP32, 1, BW_REGION_OUT, &out);
     list[count++] = instruction(BW_OP_COPY, BW_ACT_NONE, b, y);
     if (formats[1]) {
-        conv->out1 = tensor(s->height, s->width, outputs, formats[1], made, BW_REGION_ACT, &act);
-        const bw_tensor y1 = tensor(s->height, s->width, outputs, BW_FORMAT_FP32, 1, BW_REGION_OUT, &out);
+        conv->out1 = tensor(height, width, outputs, formats[1], made, BW_REGION_ACT, &act);
+        const bw_tensor y1 = tensor(height, width, outputs, BW_FORMAT_FP32, 1, BW_REGION_OUT, &out);
         list[count++] = instruction(BW_OP_COPY, BW_ACT_NONE, conv->out1, y1);
     }
     const uint64_t blocks = bw_conv_tiles(conv) * bw_conv_blocks(conv);
@@ -170,21 +173,23 @@ static void compare(const shape *s)
     uint8_t *expected = calloc(bytes, 1), *out = malloc(bytes);
     assert_true(expected && out);
     assert_int_equal(bw_reference_run(&n.program, n.constants, n.in, expected, BATCH, NULL), BW_OK);
-    for (unsigned threads = 1; threads <= 3; threads++)
-        for (unsigned pipes = 2; pipes <= 4; pipes += 2) {
-            const bw_fast_options options = {BW_SIM_ISA_AUTO, threads, pipes};
-            bw_fast *engine;
-            assert_int_equal(bw_fast_create(&n.program, n.constants, &options, &engine, NULL), BW_OK);
-            memset(out, 0, bytes);
-            assert_int_equal(bw_fast_run(engine, n.in, out, BATCH, NULL, NULL), BW_OK);
-            bw_fast_destroy(engine);
-            if (memcmp(out, expected, bytes) != 0)
-                fail_msg("%ux%u, %u groups of %u blocks of %u without %u to %u in blocks of %u, kernel %u, residual "
-                         "%d, outputs %d and %d, "
-                         "activation %d, %u threads, %u pipes: other bits",
-                         s->height, s->width, s->groups, s->blocks, s->block, s->missing, s->outputs, s->out_block,
-                         s->kernel, s->residual, s->out[0], s->out[1], s->last, threads, pipes);
-        }
+    for (bw_sim_isa isa = BW_SIM_ISA_AVX2; isa < BW_SIM_ISA_LIMIT; isa++)
+        for (unsigned threads = 1; threads <= 3 && bw_sim_isa_available(isa); threads++)
+            for (unsigned pipes = isa == BW_SIM_ISA_AVX512VNNI ? 2 : 4; pipes <= 4; pipes += 2) {
+                const bw_fast_options options = {isa, threads, pipes};
+                bw_fast *engine;
+                assert_int_equal(bw_fast_create(&n.program, n.constants, &options, &engine, NULL), BW_OK);
+                memset(out, 0, bytes);
+                assert_int_equal(bw_fast_run(engine, n.in, out, BATCH, NULL, NULL), BW_OK);
+                bw_fast_destroy(engine);
+                if (memcmp(out, expected, bytes) != 0)
+                    fail_msg("%s, %ux%u, %u groups of %u blocks of %u without %u to %u in blocks of %u, kernel %u, "
+                             "stride %u, residual %d, outputs %d and %d, activation %d, %u threads, %u pipes: other "
+                             "bits",
+                             bw_sim_isa_name(isa), s->height, s->width, s->groups, s->blocks, s->block, s->missing,
+                             s->outputs, s->out_block, s->kernel, s->stride, s->residual, s->out[0], s->out[1], s->last,
+                             threads, pipes);
+            }
     free(expected);
     free(out);
     free(n.constants);
@@ -248,9 +253,7 @@ static void ends(void **state)
                                          residuals[r],
                                          {outs[o][0], outs[o][1]},
                                          (bw_activation)act,
-                                         (int)(act + n) % 2,
-                                         0,
-                                         0});
+                                         .bias = (int)(act + n) % 2});
 }
 
 /* Blocks of one length in, of another out, the last ones of a tap not full. */
@@ -276,7 +279,8 @@ static void lengths(void **state)
                                          BW_ACT_RELU,
                                          1,
                                          made,
-                                         n * block / 5 + n % 3});
+                                         n * block / 5 + n % 3,
+                                         1});
 }
 
 /* Few pixels and many weights, whose channels threads divide among them. */
@@ -300,7 +304,8 @@ static void few_pixels(void **state)
                                  BW_ACT_RELU,
                                  1,
                                  made,
-                                 height});
+                                 height,
+                                 1});
 }
 
 /* As long as the kernels take, and a little longer: with wide rows or few outputs from windows, from single pixels in
@@ -330,10 +335,36 @@ static void long_reductions(void **state)
                                  .missing = (block - list[i].channels % block) % block});
 }
 
+/* Windows of several pixels on rows that are not whole tiles of pixels, so that each pixel gets its own (im2col): with
+ * strides, padding, and reductions of many blocks. */
+static void own_windows(void **state)
+{
+    (void)state;
+    static const uint32_t outputs[] = {64, 40, 128, 192};
+    for (uint32_t block = 32; block <= 128; block *= 2)
+        for (uint32_t width = 5; width <= 19; width += 1)
+            for (uint32_t stride = 1; stride <= 3; stride++)
+                compare(&(shape){.height = 4 + width % 5,
+                                 .width = width,
+                                 .groups = 1,
+                                 .blocks = 1 + width % 3,
+                                 .outputs = outputs[width % 4],
+                                 .kernel = width % 2 ? 3 : 5,
+                                 .first = stride % 2 ? BW_ACT_RELU : BW_ACT_NONE,
+                                 .block = block,
+                                 .residual = stride == 2 ? BW_FORMAT_FP16 : BW_FORMAT_NONE,
+                                 .out = {BW_FORMAT_MSFP16, stride == 3 ? BW_FORMAT_FP16 : BW_FORMAT_NONE},
+                                 .last = BW_ACT_RELU,
+                                 .bias = 1,
+                                 .missing = width % block,
+                                 .stride = stride});
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(narrow_and_deep), cmocka_unit_test(small_and_shallow), cmocka_unit_test(ends),
-        cmocka_unit_test(lengths),         cmocka_unit_test(few_pixels),        cmocka_unit_test(long_reductions)};
+        cmocka_unit_test(lengths),         cmocka_unit_test(few_pixels),        cmocka_unit_test(long_reductions),
+        cmocka_unit_test(own_windows)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

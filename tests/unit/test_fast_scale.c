@@ -128,7 +128,8 @@ static void end(strip *s)
 static void equals_encoder(void **state)
 {
     (void)state;
-    static const bw_rows *const rows[] = {&bw_rows_portable, &bw_rows_avx2, &bw_rows_avx512vnni};
+    static const bw_rows *const rows[BW_SIM_ISA_LIMIT - 1] = {&bw_rows_portable, &bw_rows_avx2, &bw_rows_avx512vnni,
+                                                              &bw_rows_amx};
     unsigned run = 0;
     for (unsigned round = 0; round < ROUNDS; round++) {
         strip s = make();
@@ -142,7 +143,7 @@ static void equals_encoder(void **state)
         d->out.codes = s.codes;
         d->out.exps = s.exps;
         expect(&s);
-        for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa <= BW_SIM_ISA_AVX512VNNI; isa++) {
+        for (bw_sim_isa isa = BW_SIM_ISA_PORTABLE; isa < BW_SIM_ISA_LIMIT; isa++) {
             const bw_rows *kernels = rows[isa - BW_SIM_ISA_PORTABLE];
             if (!bw_sim_isa_available(isa) || !kernels->depthwise_writes)
                 continue;

@@ -135,7 +135,7 @@ static void options_are_checked(void **state)
         {"sim:?threads=-1", "'-1'", BW_INVALID_ARGUMENT},
         {"sim:?threads=1x", "'1x'", BW_INVALID_ARGUMENT},
         {"sim:?threads=99999999999999999999", "threads", BW_INVALID_ARGUMENT},
-        {"sim:?isa=mmx", "expected one of portable, avx2, avx512vnni", BW_INVALID_ARGUMENT},
+        {"sim:?isa=mmx", "expected one of portable, avx2, avx512vnni, amx", BW_INVALID_ARGUMENT},
         {"sim:?engine=warp", "expected fast or reference", BW_INVALID_ARGUMENT},
         {"sim:?delay=x", "delay", BW_INVALID_ARGUMENT},
         {"sim:?fault=hang", "expected error@N", BW_INVALID_ARGUMENT},
@@ -311,7 +311,7 @@ static void the_reference_does_not_time(void **state)
 static void peaks_are_measured(void **state)
 {
     (void)state;
-    for (int i = BW_SIM_ISA_AUTO; i <= BW_SIM_ISA_AVX512VNNI; i++) {
+    for (int i = BW_SIM_ISA_AUTO; i < BW_SIM_ISA_LIMIT; i++) {
         bw_sim_peak peak;
         if (!bw_sim_isa_available((bw_sim_isa)i)) {
             assert_is(BW_UNSUPPORTED, bw_sim_peak_measure((bw_sim_isa)i, &peak, &err));
