@@ -125,7 +125,7 @@ deps:
 ISA_FLAGS_avx2       := -mavx2 -mfma -mf16c
 ISA_FLAGS_avx512f    := -mavx512f -mavx2
 ISA_FLAGS_avx512vnni := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx2 -mfma -mf16c
-ISA_FLAGS_amx        := $(ISA_FLAGS_avx512vnni) -mamx-tile -mamx-int8
+ISA_FLAGS_amx        := $(ISA_FLAGS_avx512vnni) -mamx-tile -mamx-int8 -mprfchw
 # NAME__ISA.c is compiled for that instruction set and reached through run-time dispatch only.
 isa_flags = $(ISA_FLAGS_$(lastword $(subst __, ,$(basename $(notdir $(1))))))
 

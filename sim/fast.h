@@ -143,14 +143,21 @@ typedef struct bw_direct {
     size_t code_step;     /* bytes to the next */
     const int32_t *scale; /* (127 + e) << 23 */
     size_t scale_step;
-    int is_signed;             /* the panel has code + 128 */
-    const int8_t *weights;     /* of all tiles, canonical order */
-    const int32_t *sums;       /* direct: what bw_byte_kernels.sum made of them */
-    const int8_t *weight_exps; /* matrix: [tiles][blocks][16] */
-    const float *bias;         /* 16 a tile; NULL: zeros */
+    int is_signed;         /* the panel has code + 128 */
+    const int8_t *weights; /* of all tiles, canonical order */
+    const int32_t *sums;   /* direct: what bw_byte_kernels.sum made of them */
+    const float *bias;     /* 16 a tile; NULL: zeros */
     bw_side b, out[2];
     const bw_row_activation *activation;
+    /* matrix: pixels may be several lines, which follow each other in the outputs and the residual but not in the
+     * panel. The weights need no sums, and the values of a group of channels wait for each other. */
+    size_t line, line_codes, line_scales; /* pixels of a line; bytes, and entries, to the next */
+    int overlap;                          /* windows of neighbours do, in the input at least */
+    const int8_t *weight_exps;            /* [tiles][blocks][16] */
+    float *values;                        /* BW_MATRIX_VALUES(line) a line, 64-byte aligned */
 } bw_direct;
+/* For any number of pixels at a time up to 16, and the largest block. */
+#define BW_MATRIX_VALUES(line) (((line) + 15) * BW_ROW_ALIGN)
 
 /*
  * PATCH for neighbours in a row of the output: channel (ky * kernel_x + kx) * channels + c of pixel p is
@@ -195,10 +202,12 @@ typedef struct bw_rows {
     void (*patch)(const bw_patch *g);
     void (*gather)(const bw_gather *g);
     void (*direct)(const bw_direct *g);
-    void (*matrix)(const bw_direct *g); /* at least BW_MATRIX_PIXELS, blocks from 32 on, codes as they are */
+    void (*matrix)(const bw_direct *g); /* at least BW_MATRIX_PIXELS, at most BW_MATRIX_BLOCKS of 32
+                                           codes or more, as they are */
 } bw_rows;
 
 #define BW_MATRIX_PIXELS 14u
+#define BW_MATRIX_BLOCKS 1024u /* of a reduction, at most */
 
 extern const bw_rows bw_rows_portable, bw_rows_avx2, bw_rows_avx512vnni, bw_rows_amx;
 void bw_direct_avx512vnni(const bw_direct *g);

@@ -16,6 +16,7 @@
 #define LEAST_PIXELS  7u           /* of a kernel call */
 #define ITEM_PIXELS   256u         /* most of an item, unless a row is longer */
 #define PANEL_BYTES   (48u << 10)  /* most packed codes of an item, unless those of a row take more */
+#define MATRIX_BYTES  (192u << 10) /* the same for the matrix kernel, which had rather read weights once */
 #define MOST_BLOCKS   80u          /* of 16, of a reduction; see most_blocks */
 #define FEW_PIXELS    64u          /* that wait for weights */
 #define WIDE          28u          /* rows that use weights often before the next row needs them again */
@@ -112,8 +113,9 @@ static size_t most_lines(const bw_plan *plan)
     size_t lines = ITEM_PIXELS / width;
     if (plan->apart)
         lines = bw_smaller(lines, MOST_APART / (width * window_bytes(plan)));
-    while (!plan->apart && lines > 1 && panel_height(ins, lines) * row > PANEL_BYTES)
-        lines--;
+    else if (!in_place(plan))
+        while (lines > 1 && panel_height(ins, lines) * row > (plan->matrix ? MATRIX_BYTES : PANEL_BYTES))
+            lines--;
     return lines < 1 ? 1 : lines > ins->out0.height ? ins->out0.height : lines;
 }
 
@@ -184,7 +186,7 @@ static void choose_matrix(const bw_fast *engine, bw_plan *plan)
     const bw_instruction *ins = plan->ins;
     const size_t width = ins->out0.width, fourteens = bw_divide_up(width, 14) * 14,
                  sixteens = bw_divide_up(width, 16) * 16;
-    if (!engine->rows->matrix || ins->in.block < 32 || out_block(plan) < 32)
+    if (!engine->rows->matrix || ins->in.block < 32 || out_block(plan) < 32 || bw_conv_blocks(ins) > BW_MATRIX_BLOCKS)
         return;
     plan->matrix = 1;
     if (ends_fit(plan)) {
@@ -210,6 +212,15 @@ static size_t panel_blocks(const bw_plan *plan, size_t lines)
     if (plan->apart)
         return lines * ins->out0.width * bw_conv_blocks(ins);
     return panel_height(ins, lines) * panel_width(ins) * plan->in.units;
+}
+
+/* What the matrix kernel keeps for the lines of an item, at most. */
+static size_t value_bytes(const bw_plan *plan)
+{
+    const size_t lines = plan->item_rows, width = plan->ins->out0.width;
+    if (!plan->matrix)
+        return 0;
+    return sizeof(float) * (one_line(plan) ? BW_MATRIX_VALUES(lines * width) : lines * BW_MATRIX_VALUES(width));
 }
 
 static size_t panel_bytes(const bw_plan *plan, size_t lines)
@@ -250,7 +261,7 @@ int bw_direct_plan(const bw_fast *engine, bw_plan *plan)
     plan->group_channels = ins->out0.channels / ins->groups;
     plan->item_rows = most_lines(plan);
     const size_t panel = panel_blocks(plan, plan->item_rows);
-    plan->scratch = panel_bytes(plan, plan->item_rows) + panel * sizeof(int32_t) + BW_PANEL_SLACK;
+    plan->scratch = value_bytes(plan) + panel_bytes(plan, plan->item_rows) + panel * sizeof(int32_t) + BW_PANEL_SLACK;
     return 1;
 }
 
@@ -391,13 +402,16 @@ static void run_item(void *context, size_t item, unsigned thread)
     const size_t image = place / j->parts, part = place % j->parts, height = ins->out0.height;
     const size_t line = height * part / j->parts, lines = height * (part + 1) / j->parts - line;
     const size_t width = ins->out0.width, kb = plan->in.units, block = ins->in.block;
-    panel at = {.codes = bw_fast_scratch(j->engine, thread)};
+    uint8_t *values = bw_fast_scratch(j->engine, thread);
+    panel at = {.codes = values + value_bytes(plan)};
     at.scale = (int32_t *)(void *)(at.codes + panel_bytes(plan, plan->item_rows));
     const int lies = !plan->patch && in_place(plan);
     if (plan->patch) {
         int8_t *exps = (int8_t *)(at.scale + panel_blocks(plan, plan->item_rows)) + BW_PANEL_SLACK;
         bw_vector_patch(j->engine, plan->patch, image, line, lines, at.codes, exps);
-        pack(j, &(panel){at.codes, at.scale}, at.codes, exps, panel_blocks(plan, lines));
+        /* Their codes are packed already, unless they want an offset. */
+        const int offset = plan->is_signed && !plan->matrix;
+        pack(j, &(panel){offset ? at.codes : NULL, at.scale}, at.codes, exps, panel_blocks(plan, lines));
     } else if (plan->apart) {
         pack_apart(j, image, line, lines, at);
     } else {
@@ -418,14 +432,20 @@ static void run_item(void *context, size_t item, unsigned thread)
     g.scale_step = plan->apart ? plan->reduction : step * kb;
     g.is_signed = plan->is_signed;
     g.activation = &plan->activation;
-    const int merged = one_line(plan);
-    g.pixels = merged ? lines * width : width;
+    /* Lines of a call: those that are one, or that the kernel can take at once. */
+    const int merged = one_line(plan), together = merged || (plan->matrix && plan->adjoin);
+    g.pixels = together ? lines * width : width;
+    g.line = merged ? g.pixels : width;
+    g.overlap = ins->kernel_y > 1 || ins->kernel_x > 1;
+    g.values = (float *)(void *)values;
     /* All weights for some pixels, or some weights for all of them. */
     const size_t tiles = bw_conv_tiles(ins) / ins->groups,
                  sums = plan->matrix ? 0 : plan->reduction * bw_dot_sums(plan->is_signed);
     g.all_at_once = tiles * (plan->reduction * 16 * block + sums * sizeof(int32_t)) > CACHED;
     const size_t down = panel_width(ins) * kb * (ins->kernel_y == 1 ? 1 : ins->stride_y);
-    const size_t count = merged ? 1 : lines;
+    const size_t count = together ? 1 : lines;
+    g.line_codes = down * block;
+    g.line_scales = down;
     const size_t units = plan->group_channels / range_unit(plan);
     const size_t first = units * range / j->ranges * range_unit(plan);
     g.n = (range + 1 == j->ranges ? plan->group_channels : units * (range + 1) / j->ranges * range_unit(plan)) - first;

@@ -35,26 +35,22 @@ typedef struct direct_end {
 #define KEPT(W)         ((W) >= 64 ? (int)(W) / 16 : 2)
 #define BLOCKS(T, B, W) ((B) == 16 ? (T) : (B) >= 64 ? (int)((W) / (B)) : 1)
 
-/* Of two groups their values: of one that is being made, and of the one before, whose codes are made when some of the
- * next one's sums are complete. By then its scales are there, and what waits for them does not keep multiplications out
- * of the CPU's window. */
+/* A group whose codes are still to be made: that is done when some of the next one's sums are complete. By then its
+ * scales are there, and what waits for them does not keep multiplications out of the CPU's window. */
 typedef struct direct_later {
-    /* By pixel, KEPT each; of groups of one pass only the first, replaced when its codes are made. */
-    vf y[2][DIRECT_PIXELS * 8];
-    _Alignas(64) float scales[2 * DIRECT_PIXELS]; /* 2^-e of the one before */
-    int now;                                      /* the one that is being made */
-    uint8_t *codes;                               /* of the one before, its first pixel; NULL: nothing is left to do */
+    const vf *y;                                  /* its values by pixel, KEPT each */
+    _Alignas(64) float scales[2 * DIRECT_PIXELS]; /* 2^-e */
+    uint8_t *codes;                               /* to here, first pixel; NULL: nothing is left to do */
     int over;
 } direct_later;
 
-/* Finds and writes the exponents of the group that has been made, which becomes the one before. p, c: first pixel and
+/* Finds and writes the exponents of a group that has been made, whose codes are left to do. p, c: first pixel and
  * channel. */
-INLINE void direct_scales(const direct_end *to, size_t p, size_t c, const int P, const int T, const size_t B,
-                          const size_t W, const int relu, direct_later *later)
+INLINE void direct_scales(const direct_end *to, const vf *y, size_t p, size_t c, const int P, const int T,
+                          const size_t B, const size_t W, const int relu, direct_later *later)
 {
     const int kept = KEPT(W), each = BLOCKS(T, B, W), per = (int)B / 16, count = P * each;
     const int magnitude = magnitude_bits(relu);
-    const vf *y = later->y[PASSES(W) > 1 ? later->now : 0];
     const size_t step = to->block.exp_pixel; /* exponents are bytes, which may be anything to compilers */
     int8_t *first = to->block.first.exps + p * step + c / B;
     int over = 0;
@@ -79,8 +75,8 @@ INLINE void direct_scales(const direct_end *to, size_t p, size_t c, const int P,
             memcpy(exps, &some, (size_t)each);
         }
     }
+    later->y = y;
     later->over = over;
-    later->now ^= 1;
     later->codes = to->block.first.codes + p * to->block.code_pixel + c;
 }
 
@@ -93,7 +89,7 @@ INLINE void direct_codes(const direct_end *to, const direct_later *later, int fi
     const size_t bytes = 16 * (size_t)per, step = to->block.code_pixel;
     uint8_t *to_first = later->codes;
     const int over = later->over;
-    const vf *all = later->y[PASSES(W) > 1 ? later->now ^ 1 : 0];
+    const vf *all = later->y;
 #pragma GCC unroll 4
     for (int next = first; next < end; next += some) {
         const int i = next + some > P ? P - some : next; /* some of the last ones are done twice */
@@ -119,9 +115,9 @@ INLINE void direct_flush(const direct_end *to, direct_later *later, const int P,
 
 /* Keeps the values of a pass. */
 INLINE void direct_keep(int pass, const int P, const int T, const size_t B, const size_t W,
-                        vf s[DIRECT_PIXELS][DIRECT_TILES], direct_later *later)
+                        vf s[DIRECT_PIXELS][DIRECT_TILES], vf *y)
 {
-    vf *y = later->y[PASSES(W) > 1 ? later->now : 0] + DIRECT_TILES * pass;
+    y += DIRECT_TILES * pass;
 #pragma GCC unroll 16
     for (int i = 0; i < P; i++, y += KEPT(W)) {
 #pragma GCC unroll 4

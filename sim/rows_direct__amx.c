@@ -29,147 +29,269 @@ typedef struct tile_config {
     uint8_t rows[16];
 } tile_config;
 
-/* What the products are of that come next. */
-typedef struct matrix_walk {
-    const uint8_t *codes; /* of the first pixel */
-    const int8_t *weights;
-    const bw_dot_run *run;
-    size_t left; /* of the run */
-    size_t at;   /* in the pixel's window, in blocks */
-    bw_fill fill;
-    int now; /* which sums are made */
-    _Alignas(64) int32_t sums[2][DIRECT_PIXELS * 16];
-} matrix_walk;
+/* Blocks of a reduction, in order. */
+typedef struct matrix_block {
+    uint32_t at;   /* in a pixel's window, in blocks */
+    uint32_t more; /* it takes two products */
+} matrix_block;
 
-/* To the first block of pixels from p on and tile t. */
-INLINE void matrix_begin(const bw_direct *g, matrix_walk *to, size_t p, size_t t)
-{
-    to->codes = g->codes + p * g->code_step;
-    to->weights = g->weights + t * g->blocks * 16 * g->block;
-    to->run = g->runs;
-    to->left = g->runs->blocks;
-    to->at = g->runs->at;
-    to->fill = g->fill;
-}
+/* A place among the passes: P pixels of a line from column x on, and a tile. */
+typedef struct matrix_place {
+    size_t line, x, t;
+} matrix_place;
 
-/* Multiplies the next block. Returns where it is in the window. */
-INLINE size_t matrix_multiply(const bw_direct *g, matrix_walk *to)
+/* What all passes of a call share. */
+typedef struct matrix_call {
+    matrix_block blocks[BW_MATRIX_BLOCKS];
+    _Alignas(64) int32_t sums[2][DIRECT_PIXELS * 16]; /* of two blocks: one is added, the next is made */
+} matrix_call;
+
+INLINE void matrix_multiply(const bw_direct *g, const uint8_t *codes, const int8_t *weights, matrix_block block,
+                            int32_t *sums)
 {
-    const size_t at = to->at, fours = bw_fill_next(&to->fill, g->block);
-    const uint8_t *codes = to->codes + at * g->block;
-    const int8_t *weights = to->weights;
-    to->now ^= 1;
+    codes += block.at * g->block;
     _tile_zero(SUMS);
     _tile_loadd(CODES, codes, g->code_step);
     _tile_loadd(WEIGHTS, weights, 64);
     _tile_dpbssd(SUMS, CODES, WEIGHTS);
-    if (fours > PRODUCT_FOURS) {
+    if (block.more) {
         _tile_loadd(MORE_CODES, codes + PRODUCT_CODES, g->code_step);
         _tile_loadd(MORE_WEIGHTS, weights + PRODUCT_WEIGHT, 64);
         _tile_dpbssd(SUMS, MORE_CODES, MORE_WEIGHTS);
     }
-    _tile_stored(SUMS, to->sums[to->now], 64);
-    to->weights += 16 * g->block;
-    to->at++;
-    if (--to->left == 0) {
-        to->run++;
-        if (to->run < g->runs + g->run_count) {
-            to->left = to->run->blocks;
-            to->at = to->run->at;
-        }
-    }
-    return at;
+    _tile_stored(SUMS, sums, 64);
 }
 
-/* A place among the passes: first pixel, tile. */
-typedef struct matrix_place {
-    size_t p, t;
-} matrix_place;
+/* The sums of the first block at a place. */
+INLINE void matrix_first(const bw_direct *g, matrix_call *call, matrix_place to, int32_t *sums)
+{
+    matrix_multiply(g, g->codes + to.line * g->line_codes + to.x * g->code_step,
+                    g->weights + to.t * g->blocks * 16 * g->block, call->blocks[0], sums);
+}
 
-/* The sums of tile t for P pixels from p on. The first block has been multiplied: it is at *at. So is that of the next
- * pass, `next`, when this returns. */
-INLINE void matrix_sums(const bw_direct *g, matrix_place here, matrix_place next, const int P, matrix_walk *walk,
-                        size_t *at, direct_ahead *fetch, vf s[DIRECT_PIXELS][DIRECT_TILES])
+INLINE void matrix_add(const bw_direct *g, const int32_t *sums, const int32_t *ea, const uint8_t *exps, const int P,
+                       vf s[DIRECT_PIXELS][DIRECT_TILES])
+{
+    const vi e = v_load_s8(exps) << 23;
+#pragma GCC unroll 16
+    for (int p = 0; p < P; p++) {
+        const vi both = e + (vi)_mm512_set1_epi32(ea[(size_t)p * g->scale_step]);
+        s[p][0] = v_fma(v_float((vi)_mm512_load_si512(sums + 16 * p)), (vf)both, s[p][0]);
+    }
+}
+
+/* The sums of a place. The first block has been multiplied, to call->sums[*now]. So is that of
+ * the next pass when this returns. */
+INLINE void matrix_sums(const bw_direct *g, matrix_call *call, int *now, matrix_place here, matrix_place next,
+                        const int P, direct_ahead *fetch, vf s[DIRECT_PIXELS][DIRECT_TILES])
 {
     const vf start = g->bias ? v_load(g->bias + here.t * 16) : v_set(0.0f);
-    const int32_t *scale = g->scale + here.p * g->scale_step;
+    const uint8_t *codes = g->codes + here.line * g->line_codes + here.x * g->code_step;
+    const int32_t *scale = g->scale + here.line * g->line_scales + here.x * g->scale_step;
     const uint8_t *exps = (const uint8_t *)g->weight_exps + here.t * g->blocks * 16;
-    const int8_t *ahead = fetch->at;
+    const size_t bytes = 16 * g->block, lines = fetch->at < fetch->end ? fetch->lines : 0;
+    const int8_t *weights = g->weights + here.t * g->blocks * bytes, *ahead = fetch->at;
+    const matrix_block *block = call->blocks, *last = block + g->blocks - 1;
+    int32_t *made = call->sums[*now], *other = call->sums[*now ^ 1];
 #pragma GCC unroll 16
     for (int p = 0; p < P; p++)
         s[p][0] = start;
-    for (size_t left = g->blocks; left; left--, exps += 16) {
-        const int32_t *ea = scale + *at, *d = walk->sums[walk->now];
-        if (left == 1)
-            matrix_begin(g, walk, next.p, next.t);
-        ahead = fetch_lines(ahead, fetch->end, fetch->lines);
-        *at = matrix_multiply(g, walk);
-        const vi e = v_load_s8(exps) << 23;
-#pragma GCC unroll 16
-        for (int p = 0; p < P; p++) {
-            const vi both = e + (vi)_mm512_set1_epi32(ea[(size_t)p * g->scale_step]);
-            s[p][0] = v_fma(v_float((vi)_mm512_load_si512(d + 16 * p)), (vf)both, s[p][0]);
-        }
+    for (; block < last; block++, exps += 16) {
+        for (size_t i = 0; i < lines; i++, ahead += 64)
+            _mm_prefetch((const char *)ahead, _MM_HINT_T1);
+        weights += bytes;
+        matrix_multiply(g, codes, weights, block[1], other);
+        matrix_add(g, made, scale + block->at, exps, P, s);
+        int32_t *swap = made;
+        made = other;
+        other = swap;
     }
+    matrix_first(g, call, next, other);
+    matrix_add(g, made, scale + block->at, exps, P, s);
+    *now ^= (int)(g->blocks & 1);
     fetch->at = ahead;
 }
 
-/* Whole blocks of the output of P pixels. Inlined with constant P, B, W and kinds, as all below. */
-INLINE void matrix_group(const bw_direct *g, const direct_end *to, matrix_place here, matrix_place next, const int P,
-                         const size_t B, const size_t W, const side_kind residual, const int half, const int block,
-                         const int relu, matrix_walk *walk, size_t *at, direct_ahead *fetch, direct_later *later)
+INLINE void matrix_list(const bw_direct *g, matrix_block *to)
+{
+    bw_fill fill = g->fill;
+    for (size_t r = 0; r < g->run_count; r++)
+        for (uint32_t i = 0; i < g->runs[r].blocks; i++, to++) {
+            to->at = g->runs[r].at + i;
+            to->more = bw_fill_next(&fill, g->block) > PRODUCT_FOURS;
+        }
+}
+
+/* The place of the next P pixels of the same tile, some of the last of a line twice; 0: there are none. */
+INLINE int matrix_step(const bw_direct *g, matrix_place *at, const int P)
+{
+    const size_t x = at->x + (size_t)P;
+    if (x < g->line) {
+        at->x = x + (size_t)P > g->line ? g->line - (size_t)P : x;
+        return 1;
+    }
+    at->x = 0;
+    return ++at->line < g->pixels / g->line;
+}
+
+/* What the residual and the output of a place's group will be in, fetched: one part of `parts`. */
+INLINE void matrix_fetch(const bw_direct *g, const direct_end *to, matrix_place at, int part, int parts, const int P,
+                         const size_t W, const int half)
+{
+    const size_t p = at.line * g->line + at.x;
+    for (int i = P * part / parts; i < P * (part + 1) / parts; i++) {
+        const uint8_t *b = to->b.first.codes + (p + (size_t)i) * to->b.code_pixel + at.t * 32;
+        for (size_t n = 0; n < W * 2; n += 64)
+            _mm_prefetch((const char *)b + n, _MM_HINT_T0);
+        if (half) {
+            const uint8_t *h = to->half.first.codes + (p + (size_t)i) * to->half.code_pixel + at.t * 32;
+            for (size_t n = 0; n < W * 2; n += 64)
+                __builtin_prefetch(h + n, 1);
+        }
+    }
+}
+
+/* Whole blocks of P pixels, all tiles before the next pixels. next: the place that comes after them. */
+INLINE void matrix_group(const bw_direct *g, const direct_end *to, matrix_call *call, int *now, matrix_place here,
+                         matrix_place next, const int P, const size_t B, const size_t W, const side_kind residual,
+                         const int half, const int block, const int relu, direct_ahead *fetch, vf *y,
+                         direct_later *later)
 {
     const int passes = PASSES(W), tiles = (int)((g->n - here.t * 16 + 15) / 16), full = tiles < passes ? tiles : passes;
-    for (int pass = 0; pass < passes; pass++) {
+    const size_t p = here.line * g->line + here.x, t = here.t;
+    for (int pass = 0; pass < passes; pass++, here.t++) {
         vf s[DIRECT_PIXELS][DIRECT_TILES];
         if (pass < full) {
-            const matrix_place place = {here.p, here.t + (size_t)pass}, after = {here.p, place.t + 1};
-            matrix_sums(g, place, pass + 1 < full ? after : next, P, walk, at, fetch, s);
-            direct_finish(g, to, here.p, place.t, P, 1, B, residual, half, block, relu, s);
+            matrix_place after = here;
+            after.t++;
+            matrix_sums(g, call, now, here, pass + 1 < full ? after : next, P, fetch, s);
+            direct_finish(g, to, p, here.t, P, 1, B, residual, half, block, relu, s);
         } else {
 #pragma GCC unroll 16
-            for (int p = 0; p < P; p++)
-                s[p][0] = v_set(0.0f);
+            for (int i = 0; i < P; i++)
+                s[i][0] = v_set(0.0f);
         }
+        if (residual == SIDE_FP16)
+            matrix_fetch(g, to, next, pass, passes, P, W, half);
         if (block && later->codes)
             direct_codes(to, later, P * pass / passes, P * (pass + 1) / passes, P, 1, B, W, relu);
         if (block)
-            direct_keep(pass, P, 1, B, W, s, later);
+            direct_keep(pass, P, 1, B, W, s, y);
     }
     if (block)
-        direct_scales(to, here.p, here.t * 16, P, 1, B, W, relu, later);
+        direct_scales(to, y, p, t * 16, P, 1, B, W, relu, later);
 }
+
+/* Weights of a whole group of channels that stay in the first cache: a group of pixels is finished at once. */
+INLINE void matrix_by_pixels(const bw_direct *g, const direct_end *to, matrix_call *call, const int P, const size_t B,
+                             const size_t W, const side_kind residual, const int half, const int block, const int relu,
+                             size_t groups)
+{
+    const size_t tiles = (g->n + 15) / 16, each = (size_t)PASSES(W), bytes = each * g->blocks * 16 * g->block;
+    const size_t calls = groups * each * g->blocks;
+    vf y[2][DIRECT_PIXELS * KEPT(128)];
+    direct_later later = {.codes = NULL};
+    int now = 0, which = 0;
+    matrix_place here = {0, 0, 0};
+    direct_ahead fetch = {
+        .at = g->weights + bytes, .end = g->weights + bytes, .lines = (bytes / 64 + calls - 1) / calls};
+    matrix_first(g, call, here, call->sums[now]);
+    for (;;) {
+        matrix_place next = here;
+        int over = 0;
+        if (!g->all_at_once && here.t + each < tiles) {
+            next.t += each;
+        } else if (g->all_at_once) {
+            if (!matrix_step(g, &next, P)) {
+                next = (matrix_place){0, 0, here.t + each};
+                over = next.t >= tiles;
+                fetch.at = g->weights + (here.t / each + 2) * bytes;
+                fetch.end = next.t + 2 * each <= tiles ? fetch.at + bytes : fetch.at;
+            }
+        } else {
+            over = !matrix_step(g, &next, P);
+            next.t = 0;
+        }
+        if (over)
+            next = (matrix_place){0, 0, 0};
+        matrix_group(g, to, call, &now, here, next, P, B, W, residual, half, block, relu, &fetch, y[which], &later);
+        if (over)
+            break;
+        which ^= 1;
+        here = next;
+    }
+    if (block)
+        direct_flush(to, &later, P, 1, B, W, relu);
+}
+
+/* Else, where windows of neighbours overlap and input is read more often than weights anyway, some tiles meet all
+ * pixels before the next ones do, and values wait in memory until all of a block are there. */
+INLINE void matrix_by_tiles(const bw_direct *g, const direct_end *to, matrix_call *call, const int P, const size_t B,
+                            const size_t W, const side_kind residual, const int half, const int block, const int relu,
+                            size_t groups, size_t some)
+{
+    const size_t tiles = (g->n + 15) / 16, each = (size_t)PASSES(W), bytes = g->blocks * 16 * g->block;
+    const size_t kept = (size_t)(P * KEPT(W)), calls = groups * some * g->blocks;
+    vf *values = (vf *)(void *)g->values;
+    int now = 0;
+    matrix_first(g, call, (matrix_place){0, 0, 0}, call->sums[now]);
+    for (size_t t = 0; t < tiles; t += each) {
+        const size_t full = t + each < tiles ? each : tiles - t;
+        if (block && full < each) /* padding of the last block */
+            memset(values, 0, groups * kept * sizeof *values);
+        for (size_t first = 0; first < full; first += some) {
+            const size_t count = first + some < full ? some : full - first, after = t + first + count;
+            direct_ahead fetch = {.at = g->weights + after * bytes, .lines = (some * bytes / 64 + calls - 1) / calls};
+            fetch.end = fetch.at + (after + some <= tiles ? some * bytes : 0);
+            matrix_place here = {0, 0, t + first};
+            vf *y = values;
+            for (int more = 1; more; y += kept) {
+                matrix_place next = here;
+                more = matrix_step(g, &next, P);
+                if (!more)
+                    next = (matrix_place){0, 0, after < tiles ? after : 0};
+                for (size_t k = 0; k < count; k++) {
+                    vf s[DIRECT_PIXELS][DIRECT_TILES];
+                    matrix_place pass = here, follows = here;
+                    pass.t += k;
+                    follows.t += k + 1;
+                    matrix_sums(g, call, &now, pass, k + 1 < count ? follows : next, P, &fetch, s);
+                    direct_finish(g, to, here.line * g->line + here.x, pass.t, P, 1, B, residual, half, block, relu, s);
+                    if (block)
+                        direct_keep((int)(first + k), P, 1, B, W, s, y);
+                }
+                here = next;
+            }
+        }
+        direct_later later = {.codes = NULL};
+        matrix_place at = {0, 0, 0};
+        const vf *y = values;
+        for (int more = block; more; more = matrix_step(g, &at, P), y += kept) {
+            direct_flush(to, &later, P, 1, B, W, relu);
+            direct_scales(to, y, at.line * g->line + at.x, t * 16, P, 1, B, W, relu, &later);
+        }
+        if (block)
+            direct_flush(to, &later, P, 1, B, W, relu);
+    }
+}
+
+#define WEIGHTS_CACHED (32u << 10) /* of the first cache */
 
 INLINE void direct_tiles(const bw_direct *g, const direct_end *to, const int P, const size_t I, const size_t B,
                          const size_t W, const side_kind residual, const int half, const int block, const int relu)
 {
     (void)I;
-    const size_t tiles = (g->n + 15) / 16, step = (size_t)P, at_once = g->all_at_once ? g->pixels : step;
-    const size_t each = (size_t)PASSES(W), bytes = each * g->blocks * 16 * g->block;
-    const size_t calls = (at_once + step - 1) / step * each * g->blocks;
-    direct_later later = {.codes = NULL};
-    matrix_walk walk = {.now = 0};
-    matrix_begin(g, &walk, 0, 0);
-    size_t at = matrix_multiply(g, &walk);
-    for (size_t from = 0; from < g->pixels; from += at_once)
-        for (size_t t = 0; t < tiles; t += each) {
-            const int8_t *after = g->weights + (t / each + 1) * bytes;
-            direct_ahead fetch = {.at = after, .end = after};
-            if (g->all_at_once && t + 2 * each <= tiles)
-                fetch = (direct_ahead){.at = after, .end = after + bytes, .lines = (bytes / 64 + calls - 1) / calls};
-            for (size_t p = from; p < from + at_once && p < g->pixels; p += step) {
-                /* Some of the last ones are done twice. What comes after the very last is made and not used. */
-                matrix_place here = {p, t}, next = {p + step, t};
-                if (next.p >= from + at_once || next.p >= g->pixels)
-                    next = t + each < tiles ? (matrix_place){from, t + each} : (matrix_place){from + at_once, 0};
-                next.p = next.p >= g->pixels ? 0 : next.p;
-                next.p = next.p + step > g->pixels ? g->pixels - step : next.p;
-                here.p = p + step > g->pixels ? g->pixels - step : p;
-                matrix_group(g, to, here, next, P, B, W, residual, half, block, relu, &walk, &at, &fetch, &later);
-            }
-        }
-    if (block)
-        direct_flush(to, &later, P, 1, B, W, relu);
+    const size_t groups = (g->line + (size_t)P - 1) / (size_t)P * (g->pixels / g->line);
+    const size_t bytes = g->blocks * 16 * g->block;
+    matrix_call call;
+    matrix_list(g, call.blocks);
+    size_t some = (size_t)PASSES(W);
+    while (some > 1 && some * bytes > WEIGHTS_CACHED)
+        some /= 2;
+    if (some == (size_t)PASSES(W) || !g->overlap)
+        matrix_by_pixels(g, to, &call, P, B, W, residual, half, block, relu, groups);
+    else
+        matrix_by_tiles(g, to, &call, P, B, W, residual, half, block, relu, groups, some);
 }
 
 DEFINE(14, 0, 128)
@@ -194,7 +316,7 @@ void bw_direct_amx(const bw_direct *g)
 {
     static const direct_set *const sets[2][3] = {{&set_14_0_32, &set_14_0_64, &set_14_0_128},
                                                  {&set_16_0_32, &set_16_0_64, &set_16_0_128}};
-    const size_t n = g->pixels;
+    const size_t n = g->line;
     const int sixteen = n >= 16 && (n + 15) / 16 * 16 <= (n + 13) / 14 * 14;
     configure(sixteen ? 16 : 14, g->block);
     direct_run(g, sets[sixteen][g->out_block == 128 ? 2 : g->out_block == 64]);

@@ -124,7 +124,7 @@ INLINE void direct_sums(const bw_direct *g, const uint8_t *codes, const int32_t 
 /* Whole blocks of the output of P pixels, from tile t on. Inlined with constant P, T, I, B and kinds, as all below. */
 INLINE void direct_group(const bw_direct *g, const direct_end *to, size_t p, size_t t, const int P, const int T,
                          const size_t I, const size_t B, const size_t W, const side_kind residual, const int half,
-                         const int block, const int relu, direct_ahead *fetch, direct_later *later)
+                         const int block, const int relu, direct_ahead *fetch, vf *y, direct_later *later)
 {
     const uint8_t *codes = g->codes + p * g->code_step;
     const int32_t *scale = g->scale + p * g->scale_step;
@@ -145,10 +145,10 @@ INLINE void direct_group(const bw_direct *g, const direct_end *to, size_t p, siz
         if (block && later->codes)
             direct_codes(to, later, P * pass / PASSES(W), P * (pass + 1) / PASSES(W), P, T, B, W, relu);
         if (block)
-            direct_keep(pass, P, T, B, W, s, later);
+            direct_keep(pass, P, T, B, W, s, y);
     }
     if (block)
-        direct_scales(to, p, t * 16, P, T, B, W, relu, later);
+        direct_scales(to, y, p, t * 16, P, T, B, W, relu, later);
 }
 
 /* All pixels, all tiles. If a tile meets all pixels before the next does, the next one's weights are fetched meanwhile.
@@ -160,6 +160,9 @@ INLINE void direct_tiles(const bw_direct *g, const direct_end *to, const int P, 
     const size_t next = 2 * (size_t)PASSES(W), bytes = next * g->blocks * 16 * g->block;
     const size_t calls = (at_once + step - 1) / step * (size_t)PASSES(W) * g->blocks;
     const size_t sum_step = g->blocks * (g->is_signed ? 32 : 16), sum_bytes = next * sum_step * sizeof(int32_t);
+    /* Of groups of one pass the codes are made before the next one's values are kept. */
+    vf y[2][DIRECT_PIXELS * 8];
+    int now = 0;
     direct_later later = {.codes = NULL};
     for (size_t from = 0; from < g->pixels; from += at_once)
         for (size_t t = 0; t < tiles; t += next) {
@@ -176,9 +179,10 @@ INLINE void direct_tiles(const bw_direct *g, const direct_end *to, const int P, 
                 /* Some of the last ones are done twice. */
                 const size_t at = p + step > g->pixels ? g->pixels - step : p;
                 if (alone)
-                    direct_group(g, to, at, t, P, 1, I, B, W, residual, half, block, relu, &fetch, &later);
+                    direct_group(g, to, at, t, P, 1, I, B, W, residual, half, block, relu, &fetch, y[now], &later);
                 else
-                    direct_group(g, to, at, t, P, 2, I, B, W, residual, half, block, relu, &fetch, &later);
+                    direct_group(g, to, at, t, P, 2, I, B, W, residual, half, block, relu, &fetch, y[now], &later);
+                now ^= PASSES(W) > 1;
             }
             if (block && alone)
                 direct_flush(to, &later, P, 1, B, W, relu);
