@@ -21,6 +21,7 @@
 #define FEW_PIXELS    64u          /* that wait for weights */
 #define WIDE          28u          /* rows that use weights often before the next row needs them again */
 #define MOST_OWN      (512u << 10) /* bytes that a layer's plan keeps */
+#define MATRIX_OWN    (4u << 20)   /* the same for the matrix kernel, which gains more */
 #define MOST_APART    (512u << 10) /* packed codes of an item whose pixels have windows of their own */
 #define MOST_TAPS     MOST_BLOCKS  /* of a window that is not a pixel's own */
 #define APART_GAP     64u         /* bytes between two such windows: a cache line, so that they lie in different sets */
@@ -154,7 +155,7 @@ static int ends_fit(const bw_plan *plan)
 {
     if (out_block(plan) >= 64 && plan->ins->out0.channels / plan->ins->groups % 64)
         return 0; /* what they make at a time */
-    return groups_fit(plan) && sum_bytes(plan) + unpacked_bytes(plan) <= MOST_OWN;
+    return groups_fit(plan) && sum_bytes(plan) + unpacked_bytes(plan) <= (plan->matrix ? MATRIX_OWN : MOST_OWN);
 }
 
 /* Lines are cut into even parts: if not all of them are one, half of an item, or a line, must be enough for a kernel.
@@ -465,6 +466,12 @@ static void run_item(void *context, size_t item, unsigned thread)
     }
 }
 
+/* Pixels whose threads had rather divide the weights than read all of them each. */
+static size_t few_pixels(const bw_plan *plan)
+{
+    return plan->matrix && plan->ins->kernel_y * plan->ins->kernel_x > 1 ? ITEM_PIXELS : FEW_PIXELS;
+}
+
 void bw_direct_run(bw_fast *engine, const bw_plan *plan, uint32_t batch)
 {
     const bw_tensor *out = &plan->ins->out0;
@@ -473,7 +480,7 @@ void bw_direct_run(bw_fast *engine, const bw_plan *plan, uint32_t batch)
     j.parts = bw_divide_up(out->height, plan->item_rows);
     const size_t cycles = (size_t)batch * out->height * width * bw_conv_tiles(plan->ins) * (3 * plan->reduction + 8);
     if (threads > 1 && cycles >= SERIAL_CYCLES && batch == 1 && plan->ins->groups == 1 &&
-        out->height * width <= FEW_PIXELS && plan->group_channels >= threads * range_unit(plan)) {
+        out->height * width <= few_pixels(plan) && plan->group_channels >= threads * range_unit(plan)) {
         /* Each thread reads its part of the weights alone. */
         j.ranges = threads;
     } else if (threads > 1 && cycles >= SERIAL_CYCLES) {
