@@ -178,7 +178,7 @@ static bw_status sim_enumerate(unsigned index, bw_device_info *info, bw_error *e
     } rows[] = {{"sim:", "sim", 0}, {"sim:u250", "u250", 0}, {"sim:reference", "sim", 1}};
     if (index >= sizeof rows / sizeof *rows)
         return bw_fail(err, BW_NOT_FOUND, "sim has %zu targets", sizeof rows / sizeof *rows);
-    bw_fast_options fast = {BW_SIM_ISA_AUTO, 0, 0};
+    bw_fast_options fast = {BW_SIM_ISA_AUTO, 0, 0, 0};
     fill_info(find_arch(rows[index].arch), rows[index].reference, &fast, info);
     snprintf(info->uri, sizeof info->uri, "%s", rows[index].uri);
     return BW_OK;

@@ -250,6 +250,7 @@ static bw_status fill_engine(bw_fast *engine, const bw_fast_options *options, bw
         status = choose_pipes(options ? options->pipes : 0, &engine->pipes, err);
     if (status)
         return status;
+    engine->least_matrix = options ? options->least_matrix : 0;
     engine->rows = isas[engine->isa].rows;
     engine->dots = isas[engine->isa].dots;
     engine->bytes = engine->pipes == 2 ? engine->dots->bytes_2p : engine->dots->bytes;

@@ -418,6 +418,7 @@ struct bw_fast {
     const uint8_t *constants;
     bw_sim_isa isa;
     unsigned pipes; /* as in bw_fast_options, chosen */
+    unsigned least_matrix;
     const bw_rows *rows;
     const bw_dot_kernels *dots;
     const bw_byte_kernels *bytes; /* of dots, or NULL */

@@ -16,6 +16,7 @@
 #define LEAST_PIXELS  7u           /* of a kernel call */
 #define ITEM_PIXELS   256u         /* most of an item, unless a row is longer */
 #define PANEL_BYTES   (48u << 10)  /* most packed codes of an item, unless those of a row take more */
+#define MATRIX_WORK   (3u << 20)   /* multiply-adds that are worth waking tile units, which takes 10 to 20 us */
 #define MATRIX_BYTES  (192u << 10) /* the same for the matrix kernel, which had rather read weights once */
 #define MOST_BLOCKS   80u          /* of 16, of a reduction; see most_blocks */
 #define FEW_PIXELS    64u          /* that wait for weights */
@@ -188,6 +189,10 @@ static void choose_matrix(const bw_fast *engine, bw_plan *plan)
     const size_t width = ins->out0.width, fourteens = bw_divide_up(width, 14) * 14,
                  sixteens = bw_divide_up(width, 16) * 16;
     if (!engine->rows->matrix || ins->in.block < 32 || out_block(plan) < 32 || bw_conv_blocks(ins) > BW_MATRIX_BLOCKS)
+        return;
+    const uint64_t work =
+        (uint64_t)width * ins->out0.height * bw_conv_tiles(ins) * 16 * bw_conv_blocks(ins) * ins->in.block;
+    if (work < (engine->least_matrix ? engine->least_matrix : MATRIX_WORK))
         return;
     plan->matrix = 1;
     if (ends_fit(plan)) {

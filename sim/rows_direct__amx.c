@@ -22,6 +22,8 @@
 #define PRODUCT_CODES  64
 #define PRODUCT_WEIGHT 1024
 
+#define WEIGHTS_CACHED (32u << 10) /* bytes of a first cache of 48 KB that weights may take */
+
 /* Operand of LDTILECFG. */
 typedef struct tile_config {
     uint8_t palette, start_row, reserved[14];
@@ -31,8 +33,8 @@ typedef struct tile_config {
 
 /* Blocks of a reduction, in order. */
 typedef struct matrix_block {
-    uint32_t at;   /* in a pixel's window, in blocks */
-    uint32_t more; /* it takes two products */
+    uint32_t codes, scale; /* where they are in a pixel's window */
+    uint32_t more;         /* it takes two products */
 } matrix_block;
 
 /* A place among the passes: P pixels of a line from column x on, and a tile. */
@@ -49,7 +51,7 @@ typedef struct matrix_call {
 INLINE void matrix_multiply(const bw_direct *g, const uint8_t *codes, const int8_t *weights, matrix_block block,
                             int32_t *sums)
 {
-    codes += block.at * g->block;
+    codes += block.codes;
     _tile_zero(SUMS);
     _tile_loadd(CODES, codes, g->code_step);
     _tile_loadd(WEIGHTS, weights, 64);
@@ -73,15 +75,20 @@ INLINE void matrix_add(const bw_direct *g, const int32_t *sums, const int32_t *e
                        vf s[DIRECT_PIXELS][DIRECT_TILES])
 {
     const vi e = v_load_s8(exps) << 23;
+    const size_t step = g->scale_step;
 #pragma GCC unroll 16
     for (int p = 0; p < P; p++) {
-        const vi both = e + (vi)_mm512_set1_epi32(ea[(size_t)p * g->scale_step]);
+        if (p && p % 3 == 0) { /* three pixels with one address; else compilers add up one for each */
+            ea += 3 * step;
+            __asm__("" : "+r"(ea));
+        }
+        const vi both = e + (vi)_mm512_set1_epi32(ea[(size_t)(p % 3) * step]);
         s[p][0] = v_fma(v_float((vi)_mm512_load_si512(sums + 16 * p)), (vf)both, s[p][0]);
     }
 }
 
-/* The sums of a place. The first block has been multiplied, to call->sums[*now]. So is that of
- * the next pass when this returns. */
+/* The sums of a place. Its first block has been multiplied, to call->sums[*now]. So has that of the next pass when this
+ * returns. */
 INLINE void matrix_sums(const bw_direct *g, matrix_call *call, int *now, matrix_place here, matrix_place next,
                         const int P, direct_ahead *fetch, vf s[DIRECT_PIXELS][DIRECT_TILES])
 {
@@ -101,13 +108,13 @@ INLINE void matrix_sums(const bw_direct *g, matrix_call *call, int *now, matrix_
             _mm_prefetch((const char *)ahead, _MM_HINT_T1);
         weights += bytes;
         matrix_multiply(g, codes, weights, block[1], other);
-        matrix_add(g, made, scale + block->at, exps, P, s);
+        matrix_add(g, made, scale + block->scale, exps, P, s);
         int32_t *swap = made;
         made = other;
         other = swap;
     }
     matrix_first(g, call, next, other);
-    matrix_add(g, made, scale + block->at, exps, P, s);
+    matrix_add(g, made, scale + block->scale, exps, P, s);
     *now ^= (int)(g->blocks & 1);
     fetch->at = ahead;
 }
@@ -117,7 +124,8 @@ INLINE void matrix_list(const bw_direct *g, matrix_block *to)
     bw_fill fill = g->fill;
     for (size_t r = 0; r < g->run_count; r++)
         for (uint32_t i = 0; i < g->runs[r].blocks; i++, to++) {
-            to->at = g->runs[r].at + i;
+            to->scale = g->runs[r].at + i;
+            to->codes = to->scale * (uint32_t)g->block;
             to->more = bw_fill_next(&fill, g->block) > PRODUCT_FOURS;
         }
 }
@@ -151,7 +159,7 @@ INLINE void matrix_fetch(const bw_direct *g, const direct_end *to, matrix_place 
     }
 }
 
-/* Whole blocks of P pixels, all tiles before the next pixels. next: the place that comes after them. */
+/* Whole blocks of P pixels. next: the place that comes after them. */
 INLINE void matrix_group(const bw_direct *g, const direct_end *to, matrix_call *call, int *now, matrix_place here,
                          matrix_place next, const int P, const size_t B, const size_t W, const side_kind residual,
                          const int half, const int block, const int relu, direct_ahead *fetch, vf *y,
@@ -182,7 +190,8 @@ INLINE void matrix_group(const bw_direct *g, const direct_end *to, matrix_call *
         direct_scales(to, y, p, t * 16, P, 1, B, W, relu, later);
 }
 
-/* Weights of a whole group of channels that stay in the first cache: a group of pixels is finished at once. */
+/* A group of pixels meets all weights of a group of channels and is finished: for weights that stay in the first cache,
+ * and for 1x1 windows, whose input would have to come from the second one as often as the weights do. */
 INLINE void matrix_by_pixels(const bw_direct *g, const direct_end *to, matrix_call *call, const int P, const size_t B,
                              const size_t W, const side_kind residual, const int half, const int block, const int relu,
                              size_t groups)
@@ -224,8 +233,8 @@ INLINE void matrix_by_pixels(const bw_direct *g, const direct_end *to, matrix_ca
         direct_flush(to, &later, P, 1, B, W, relu);
 }
 
-/* Else, where windows of neighbours overlap and input is read more often than weights anyway, some tiles meet all
- * pixels before the next ones do, and values wait in memory until all of a block are there. */
+/* Some tiles meet all pixels before the next ones do, and values wait in memory until all of a block are there: for
+ * windows that overlap, whose input is in the first cache more often than not. */
 INLINE void matrix_by_tiles(const bw_direct *g, const direct_end *to, matrix_call *call, const int P, const size_t B,
                             const size_t W, const side_kind residual, const int half, const int block, const int relu,
                             size_t groups, size_t some)
@@ -274,8 +283,6 @@ INLINE void matrix_by_tiles(const bw_direct *g, const direct_end *to, matrix_cal
             direct_flush(to, &later, P, 1, B, W, relu);
     }
 }
-
-#define WEIGHTS_CACHED (32u << 10) /* of the first cache */
 
 INLINE void direct_tiles(const bw_direct *g, const direct_end *to, const int P, const size_t I, const size_t B,
                          const size_t W, const side_kind residual, const int half, const int block, const int relu)

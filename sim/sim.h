@@ -40,6 +40,9 @@ typedef struct bw_fast_options {
     /* Vector pipes that kernels are laid out for, 2 or 4; some ISAs only have both. 0: environment BW_SIM_PIPES, else
      * as this CPU has. Speed only, never bits. */
     unsigned pipes;
+    /* AMX: convolutions of fewer multiply-adds an image leave the tile units asleep, which wake in 10 to 20 us. 0: as
+     * is best. Speed only, never bits. */
+    unsigned least_matrix;
 } bw_fast_options;
 
 typedef struct bw_fast bw_fast; /* a planned program and its thread pool */

@@ -219,7 +219,7 @@ static double measure(const layer *l, bw_format format, const vector_op *o, bw_s
     double best = 0;
     for (int round = 0; round < 3;) {
         net n = l ? make_net(l, format, bw_format_get(format)->block, repeats) : make_vector_net(o, repeats);
-        const bw_fast_options options = {isa, threads, 0};
+        const bw_fast_options options = {isa, threads, 0, 0};
         bw_fast *engine;
         bw_error err;
         if (bw_fast_create(&n.program, n.constants, &options, &engine, &err))
@@ -291,7 +291,7 @@ int main(void)
     printf("ready after (engine without threads, 53 layers of 2.4 M weights): ");
     const layer big = {"", 7, 512, 512, 3, 1, 1};
     net n = make_net(&big, BW_FORMAT_MSFP16, 16, 53);
-    const bw_fast_options options = {BW_SIM_ISA_AUTO, 1, 0};
+    const bw_fast_options options = {BW_SIM_ISA_AUTO, 1, 0, 0};
     bw_fast *engine;
     uint64_t start = now_ns(1);
     if (bw_fast_create(&n.program, n.constants, &options, &engine, &err))

@@ -51,7 +51,7 @@ static void compare_case(uint64_t seed, const struct bw_random_case *c, const bw
     uint8_t *out = malloc(c->out_bytes * c->batch + 1);
     assert_non_null(out);
     for (unsigned threads = 1; threads <= 4; threads++) {
-        const bw_fast_options options = {isa, threads, pipes_of(seed, threads)};
+        const bw_fast_options options = {isa, threads, pipes_of(seed, threads), 1};
         bw_fast *engine;
         bw_error err;
         if (bw_fast_create(program, c->constants, &options, &engine, &err))

@@ -113,7 +113,7 @@ static int compare_stage(const bw_stage *stage, struct buffers *b)
     }
     for (int isa = BW_SIM_ISA_PORTABLE; ok && isa < BW_SIM_ISA_LIMIT; isa++) {
         for (unsigned threads = 1; ok && bw_sim_isa_available((bw_sim_isa)isa) && threads <= 4; threads++) {
-            bw_fast_options options = {(bw_sim_isa)isa, threads, threads % 2 ? 2 : 4};
+            bw_fast_options options = {(bw_sim_isa)isa, threads, threads % 2 ? 2 : 4, threads % 2};
             bw_fast *engine;
             ok = bw_fast_create(&program, stage->constants, &options, &engine, &err) == BW_OK;
             if (ok) {

@@ -44,7 +44,7 @@ static void run(const bw_program *program, const void *constants, bw_sim_isa isa
     uint8_t *in = aligned(h->in_bytes * batch), *out = aligned(h->out_bytes * batch);
     for (size_t i = 0; i < h->in_bytes * batch; i++)
         in[i] = (uint8_t)(i * 167 + 13 - (i % 4 == 3) * (i & 0x80));
-    const bw_fast_options options = {isa, batch, pipes};
+    const bw_fast_options options = {isa, batch, pipes, 1};
     bw_fast *engine;
     bw_error err;
     if (bw_fast_create(program, constants, &options, &engine, &err) == BW_OK) {

@@ -15,7 +15,7 @@ bw_status bw_compare_reference(const bw_compare_engine *engine, const bw_program
 bw_status bw_compare_fast(const bw_compare_engine *engine, const bw_program *program, const void *constants,
                           const void *in, void *out, uint32_t batch, bw_error *err)
 {
-    bw_fast_options options = {engine->isa, engine->threads, engine->pipes};
+    bw_fast_options options = {engine->isa, engine->threads, engine->pipes, 1};
     bw_fast *fast;
     bw_status status = bw_fast_create(program, constants, &options, &fast, err);
     if (status)

@@ -595,7 +595,7 @@ static void engine_is_reusable(void **state)
     assert_non_null(expected);
     assert_int_equal(bw_reference_run(&n->program, n->constants, n->in, expected, 8, NULL), BW_OK);
     bw_fast *engine;
-    const bw_fast_options options = {BW_SIM_ISA_AUTO, 2, 0};
+    const bw_fast_options options = {BW_SIM_ISA_AUTO, 2, 0, 1};
     assert_int_equal(bw_fast_create(&n->program, n->constants, &options, &engine, NULL), BW_OK);
     const uint32_t batches[] = {1, 8, 3, 1, 5, 8};
     for (unsigned i = 0; i < 6; i++) {
@@ -616,10 +616,10 @@ static void refuses_and_cancels(void **state)
     net *n = make_net();
     bw_fast *engine;
     bw_error err;
-    bw_fast_options options = {(bw_sim_isa)77, 1, 0};
+    bw_fast_options options = {(bw_sim_isa)77, 1, 0, 0};
     assert_int_equal(bw_fast_create(&n->program, n->constants, &options, &engine, &err), BW_UNSUPPORTED);
     assert_non_null(strstr(err.message, "77"));
-    options = (bw_fast_options){BW_SIM_ISA_PORTABLE, 65, 0};
+    options = (bw_fast_options){BW_SIM_ISA_PORTABLE, 65, 0, 0};
     assert_int_equal(bw_fast_create(&n->program, n->constants, &options, &engine, &err), BW_INVALID_ARGUMENT);
     assert_non_null(strstr(err.message, "65"));
 
@@ -673,7 +673,7 @@ static void concurrent_runs_queue(void **state)
 {
     net *n = make_net();
     bw_fast *engine;
-    const bw_fast_options options = {BW_SIM_ISA_AUTO, 3, 0};
+    const bw_fast_options options = {BW_SIM_ISA_AUTO, 3, 0, 1};
     assert_int_equal(bw_reference_run(&n->program, n->constants, n->in, n->out, 2, NULL), BW_OK);
     assert_int_equal(bw_fast_create(&n->program, n->constants, &options, &engine, NULL), BW_OK);
     pthread_t threads[3];

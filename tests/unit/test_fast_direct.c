@@ -176,7 +176,7 @@ static void compare(const shape *s)
     for (bw_sim_isa isa = BW_SIM_ISA_AVX2; isa < BW_SIM_ISA_LIMIT; isa++)
         for (unsigned threads = 1; threads <= 3 && bw_sim_isa_available(isa); threads++)
             for (unsigned pipes = isa == BW_SIM_ISA_AVX512VNNI ? 2 : 4; pipes <= 4; pipes += 2) {
-                const bw_fast_options options = {isa, threads, pipes};
+                const bw_fast_options options = {isa, threads, pipes, 1};
                 bw_fast *engine;
                 assert_int_equal(bw_fast_create(&n.program, n.constants, &options, &engine, NULL), BW_OK);
                 memset(out, 0, bytes);

@@ -182,7 +182,7 @@ static void compare(const shape *s)
         fail_msg("%s", err.message);
     assert_int_equal(bw_reference_run(&program, constants, values, want, BATCH, NULL), BW_OK);
     for (unsigned threads = 1; threads <= 3; threads++) {
-        const bw_fast_options options = {BW_SIM_ISA_AUTO, threads, 0};
+        const bw_fast_options options = {BW_SIM_ISA_AUTO, threads, 0, 1};
         bw_fast *engine;
         assert_int_equal(bw_fast_create(&program, constants, &options, &engine, NULL), BW_OK);
         if (engine->plans[1].patch && s->again)

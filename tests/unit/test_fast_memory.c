@@ -81,7 +81,7 @@ static void runs_allocate_nothing(void **state)
         assert_int_equal(bw_program_parse(c.program, c.program_size, &program, &err), BW_OK);
         uint8_t *in = calloc(most, c.in_bytes), *out = calloc(most, c.out_bytes);
         assert_true(in && out);
-        const bw_fast_options options = {BW_SIM_ISA_AUTO, 1 + (unsigned)(seed % 3), 0};
+        const bw_fast_options options = {BW_SIM_ISA_AUTO, 1 + (unsigned)(seed % 3), 0, 1};
         bw_fast *engine;
         assert_int_equal(bw_fast_create(&program, c.constants, &options, &engine, &err), BW_OK);
         assert_int_equal(bw_fast_run(engine, in, out, most, NULL, &err), BW_OK);
