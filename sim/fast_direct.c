@@ -69,15 +69,16 @@ static int formats_fit(const bw_plan *plan)
     const bw_format_traits *a = plan->in.format.traits, *w = plan->weight_format.traits;
     if (a->kind != BW_KIND_INT || w->kind != BW_KIND_INT || a->device_bytes != 1)
         return 0;
-    int half = 0, block = 0;
+    int half = 0, block = 0, single = 0;
     for (int i = 0; i < 2; i++) {
         const bw_row_format *f = &plan->out[i].format;
         if (!plan->out[i].tensor)
             continue;
+        single += f->kind == BW_KIND_FLOAT;
         half += f->traits->format == BW_FORMAT_FP16;
         block += f->kind == BW_KIND_INT && !f->traits->sub_block;
     }
-    return half <= 1 && block <= 1 && half + block == 1 + (plan->out[1].tensor != NULL);
+    return half <= 1 && block <= 1 && single <= 1 && half + block + single == 1 + (plan->out[1].tensor != NULL);
 }
 
 /* Length of the output's blocks; if it has none, as suits the input. */
@@ -115,7 +116,7 @@ static size_t most_lines(const bw_plan *plan)
     size_t lines = ITEM_PIXELS / width;
     if (plan->apart)
         lines = bw_smaller(lines, MOST_APART / (width * window_bytes(plan)));
-    else if (!in_place(plan))
+    else if (!plan->matrix || !in_place(plan))
         while (lines > 1 && panel_height(ins, lines) * row > (plan->matrix ? MATRIX_BYTES : PANEL_BYTES))
             lines--;
     return lines < 1 ? 1 : lines > ins->out0.height ? ins->out0.height : lines;
@@ -151,10 +152,10 @@ static size_t most_blocks(const bw_fast *engine, const bw_plan *plan)
     return width * ins->out0.height <= FEW_PIXELS ? 64 : 32;
 }
 
-/* What both kernels want of the outputs and of memory. */
+/* What the kernels want of the outputs and of memory. */
 static int ends_fit(const bw_plan *plan)
 {
-    if (out_block(plan) >= 64 && plan->ins->out0.channels / plan->ins->groups % 64)
+    if (!plan->matrix && out_block(plan) >= 64 && plan->ins->out0.channels / plan->ins->groups % 64)
         return 0; /* what they make at a time */
     return groups_fit(plan) && sum_bytes(plan) + unpacked_bytes(plan) <= (plan->matrix ? MATRIX_OWN : MOST_OWN);
 }
@@ -461,7 +462,7 @@ static void run_item(void *context, size_t item, unsigned thread)
         g.codes = lies ? bw_view_codes(&plan->in, image, line, 0, unit) : at.codes + (i * down + unit) * block;
         g.scale = at.scale + i * down + unit;
         g.weights = plan->direct_weights + tile * plan->reduction * 16 * block;
-        g.sums = plan->direct_sums + tile * sums;
+        g.sums = sums ? plan->direct_sums + tile * sums : NULL;
         g.weight_exps = plan->weight_exps + tile * plan->reduction * 16;
         g.bias = plan->bias ? plan->bias + tile * 16 : NULL;
         g.b = bw_fast_side(&plan->in2, image, line + i, 0, c0);

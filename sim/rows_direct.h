@@ -2,7 +2,8 @@
 /*
  * The end of CONV of one kernel call (bw_direct in sim/fast.h), AVX-512: what becomes of sums in registers. Included by
  * rows_direct__avx512vnni.c and rows_direct__amx.c, which make the sums, after they have defined
- *   DIRECT_PIXELS, DIRECT_TILES   most pixels and tiles of a pass
+ *   DIRECT_PIXELS, DIRECT_TILES   most pixels and tiles of a pass; of several tiles, channels are a multiple of 64 from
+ *                                 blocks of 64 on
  * A group has whole blocks of the output, B, and W channels of each pixel, made in one pass or, from 64 channels on, as
  * many as it takes.
  */
@@ -28,7 +29,7 @@ INLINE const int8_t *fetch_lines(const int8_t *at, const int8_t *end, size_t lin
 
 /* What the end of a call needs to know, resolved once. */
 typedef struct direct_end {
-    side b, half, block; /* residual; outputs in fp16 and in blocks */
+    side b, half, block, single; /* residual; outputs in fp16, in blocks and in fp32 */
 } direct_end;
 
 /* Vectors of a pixel, and blocks that those of T tiles belong to. */
@@ -135,7 +136,7 @@ INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, si
                           vf s[DIRECT_PIXELS][DIRECT_TILES])
 {
     const size_t c = t * 16, left = g->n - c; /* channels from here on */
-    const int whole = B >= 64 || left >= (size_t)T * 16;
+    const int whole = (DIRECT_TILES > 1 && B >= 64) || left >= (size_t)T * 16;
     if (residual == SIDE_FP16 && whole) {
         const uint8_t *b = to->b.first.codes + p * to->b.code_pixel + c * 2;
 #pragma GCC unroll 16
@@ -162,6 +163,17 @@ INLINE void direct_finish(const bw_direct *g, const direct_end *to, size_t p, si
 #pragma GCC unroll 4
             for (int k = 0; k < T; k++)
                 s[i][k] = v_max(lo, v_min(hi, s[i][k]));
+    }
+    if (residual == ANY && to->single.kind != SIDE_NONE) {
+        uint8_t *at = to->single.first.codes + p * to->single.code_pixel + c * 4;
+#pragma GCC unroll 16
+        for (int i = 0; i < P; i++, at += to->single.code_pixel)
+#pragma GCC unroll 4
+            for (int k = 0; k < T; k++) {
+                const size_t n = left - 16 * (size_t)k;
+                const __m512 y = (__m512)(relu ? v_max(s[i][k], v_set(0.0f)) : s[i][k]);
+                _mm512_mask_storeu_ps(at + 64 * k, whole || n >= 16 ? (__mmask16)-1 : lanes_below(n), y);
+            }
     }
     if (half) {
         uint8_t *at = to->half.first.codes + p * to->half.code_pixel + c * 2;
@@ -199,7 +211,7 @@ INLINE void direct_all(const bw_direct *g, const direct_end *to, const int P, co
 
 typedef void (*direct_fn)(const bw_direct *g, const direct_end *to);
 
-/* The common ends: one output alone, or a residual in fp16 and blocks; and one for the rest. */
+/* The common ends: one output alone, in fp16 or blocks, or a residual in fp16 and blocks; and one for the rest. */
 typedef struct direct_set {
     direct_fn half, block, residual_block, residual_both, any;
 } direct_set;
@@ -241,17 +253,23 @@ typedef struct direct_set {
 INLINE void direct_run(const bw_direct *g, const direct_set *set)
 {
     const side outs[2] = {side_of(&g->out[0], 16, 1), side_of(&g->out[1], 16, 1)};
-    direct_end to = {.b = side_of(&g->b, 16, 0), .half = {.kind = SIDE_NONE}, .block = {.kind = SIDE_NONE}};
+    direct_end to = {.b = side_of(&g->b, 16, 0),
+                     .half = {.kind = SIDE_NONE},
+                     .block = {.kind = SIDE_NONE},
+                     .single = {.kind = SIDE_NONE}};
     for (int i = 0; i < 2; i++)
         if (outs[i].kind == SIDE_FP16)
             to.half = outs[i];
+        else if (outs[i].kind == SIDE_FLOAT)
+            to.single = outs[i];
         else if (outs[i].kind != SIDE_NONE)
             to.block = outs[i];
     const int half = to.half.kind != SIDE_NONE, block = to.block.kind != SIDE_NONE;
+    const int common = to.single.kind == SIDE_NONE;
     direct_fn run = set->any;
-    if (to.b.kind == SIDE_NONE && half != block)
+    if (common && to.b.kind == SIDE_NONE && half != block)
         run = half ? set->half : set->block;
-    else if (to.b.kind == SIDE_FP16 && block)
+    else if (common && to.b.kind == SIDE_FP16 && block)
         run = half ? set->residual_both : set->residual_block;
     run(g, &to);
 }

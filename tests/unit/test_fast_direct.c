@@ -121,7 +121,9 @@ static void make(const shape *s, net *n)
         residual = tensor(height, width, outputs, s->residual, made, BW_REGION_ACT, &act);
         list[count++] = instruction(BW_OP_COPY, BW_ACT_NONE, z, residual);
     }
-    const bw_tensor b = tensor(height, width, outputs, formats[0], made, BW_REGION_ACT, &act);
+    const int single = formats[0] == BW_FORMAT_FP32; /* only in OUT */
+    const bw_tensor b =
+        tensor(height, width, outputs, formats[0], made, single ? BW_REGION_OUT : BW_REGION_ACT, single ? &out : &act);
     conv = &list[count++];
     *conv = instruction(BW_OP_CONV, s->last, a, b);
     conv->in2 = residual;
@@ -130,8 +132,10 @@ static void make(const shape *s, net *n)
     conv->stride_y = conv->stride_x = (uint16_t)stride;
     conv->groups = s->groups;
     conv->weight_format = BW_FORMAT_MSFP16;
-    const bw_tensor y = tensor(height, width, outputs, BW_FORMAT_FP32, 1, BW_REGION_OUT, &out);
-    list[count++] = instruction(BW_OP_COPY, BW_ACT_NONE, b, y);
+    if (!single) {
+        const bw_tensor y = tensor(height, width, outputs, BW_FORMAT_FP32, 1, BW_REGION_OUT, &out);
+        list[count++] = instruction(BW_OP_COPY, BW_ACT_NONE, b, y);
+    }
     if (formats[1]) {
         conv->out1 = tensor(height, width, outputs, formats[1], made, BW_REGION_ACT, &act);
         const bw_tensor y1 = tensor(height, width, outputs, BW_FORMAT_FP32, 1, BW_REGION_OUT, &out);
@@ -232,14 +236,13 @@ static void ends(void **state)
 {
     (void)state;
     static const bw_format residuals[] = {BW_FORMAT_NONE, BW_FORMAT_FP16, BW_FORMAT_BF16, BW_FORMAT_MSFP16};
-    static const bw_format outs[][2] = {{BW_FORMAT_FP16, BW_FORMAT_NONE},
-                                        {BW_FORMAT_MSFP16, BW_FORMAT_NONE},
-                                        {BW_FORMAT_FP16, BW_FORMAT_MSFP16},
-                                        {BW_FORMAT_MSFP16, BW_FORMAT_FP16}};
+    static const bw_format outs[][2] = {{BW_FORMAT_FP16, BW_FORMAT_NONE},   {BW_FORMAT_MSFP16, BW_FORMAT_NONE},
+                                        {BW_FORMAT_FP16, BW_FORMAT_MSFP16}, {BW_FORMAT_MSFP16, BW_FORMAT_FP16},
+                                        {BW_FORMAT_FP32, BW_FORMAT_NONE},   {BW_FORMAT_FP32, BW_FORMAT_MSFP16}};
     static const uint32_t outputs[] = {64, 128, 100, 56};
     for (uint32_t block = 16; block <= 128; block *= 2)
         for (unsigned r = 0; r < 4; r++)
-            for (unsigned o = 0; o < 4; o++)
+            for (unsigned o = 0; o < 6; o++)
                 for (unsigned act = BW_ACT_NONE; act < BW_ACT_LIMIT; act++)
                     for (unsigned n = 0; n < 4; n++)
                         compare(&(shape){3,
