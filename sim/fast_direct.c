@@ -7,6 +7,9 @@
  *
  * An item is some rows of the output. The input under it is packed once: for 1x1 windows the pixels that they read,
  * else all rows and columns that windows share.
+ *
+ * The matrix kernel does the same with reductions of almost any length. It wants more neighbours at a time; where rows
+ * are no multiple of them, each pixel gets a window of its own (im2col).
  */
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +19,6 @@
 #define LEAST_PIXELS  7u           /* of a kernel call */
 #define ITEM_PIXELS   256u         /* most of an item, unless a row is longer */
 #define PANEL_BYTES   (48u << 10)  /* most packed codes of an item, unless those of a row take more */
-#define MATRIX_WORK   (3u << 20)   /* multiply-adds that are worth waking tile units, which takes 10 to 20 us */
 #define MATRIX_BYTES  (192u << 10) /* the same for the matrix kernel, which had rather read weights once */
 #define MOST_BLOCKS   80u          /* of 16, of a reduction; see most_blocks */
 #define FEW_PIXELS    64u          /* that wait for weights */
@@ -24,6 +26,7 @@
 #define MOST_OWN      (512u << 10) /* bytes that a layer's plan keeps */
 #define MATRIX_OWN    (4u << 20)   /* the same for the matrix kernel, which gains more */
 #define MOST_APART    (512u << 10) /* packed codes of an item whose pixels have windows of their own */
+#define MATRIX_WORK   (3u << 20)   /* multiply-adds that are worth waking tile units, which takes 10 to 20 us */
 #define MOST_TAPS     MOST_BLOCKS  /* of a window that is not a pixel's own */
 #define APART_GAP     64u         /* bytes between two such windows: a cache line, so that they lie in different sets */
 #define CACHED        (24u << 10) /* weights and their sums that stay in the first cache */
