@@ -131,9 +131,8 @@ typedef struct bw_dot_run {
  * out[1] as bw_fused does it. One of the outputs may be fp16, one fp32, one INT in blocks, out[1] absent.
  */
 typedef struct bw_direct {
-    size_t block; /* of the input and the weights */
-    size_t
-        out_block; /* of the output in blocks; as is best if there is none; direct: from 64 on n is a multiple of 64 */
+    size_t block;     /* of the input and the weights */
+    size_t out_block; /* of the output in blocks; as suits if there is none; direct: from 64 on n % 64 is 0 */
     size_t pixels, n; /* at least 7 pixels */
     int all_at_once;  /* each tile for all pixels before the next, else all tiles for some pixels before the next */
     size_t blocks;    /* of the reduction */
